@@ -1,0 +1,76 @@
+"""Errors that a user can act on: what, where, what was found, what is allowed, how to go on."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+_SHOWN = 12
+
+
+def listing(names: Iterable[object], limit: int = _SHOWN) -> str:
+    """Join `names` for an error message, cut after `limit` of them with the number left out."""
+    shown = [str(name) for name in names]
+    more = len(shown) - limit
+    return ", ".join(shown[:limit]) + (f" and {more:,} more" if more > 0 else "") if shown else "nothing"
+
+
+class LLMRSError(ValueError):
+    """A mistake that the user can mend; the command line shows it without a traceback and exits with 2.
+
+    Args:
+        what: What is wrong, one sentence.
+        where: The option, file, line or column at fault.
+        found: What was found there.
+        allowed: What would have been accepted.
+        fix: How to go on.
+    """
+
+    def __init__(self, what: str, *, where: str = "", found: str = "", allowed: str = "", fix: str = "") -> None:
+        self.what, self.where, self.found, self.allowed, self.fix = what, where, found, allowed, fix
+        parts = (("where", where), ("found", found), ("allowed", allowed), ("to go on", fix))
+        lines = [f"  {name + ':':<10}{text}" for name, text in parts if text]
+        super().__init__("\n".join([what, *lines]))
+
+
+class ConfigError(LLMRSError):
+    """An option that cannot be used as it is written."""
+
+
+class DataError(LLMRSError):
+    """A file, table or split that cannot be used."""
+
+
+class SchemaError(DataError):
+    """Tables that do not fit their schema.
+
+    Args:
+        problems: Every problem that was found, so that one run reports them all.
+    """
+
+    def __init__(self, problems: list[LLMRSError]) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the tables"
+        ValueError.__init__(self, "\n".join([count, *(f"{i}. {p}" for i, p in enumerate(problems, 1))]))
+
+
+class ModelError(LLMRSError):
+    """A model, tokeniser or checkpoint that cannot be found or loaded."""
+
+
+def require(module: str, extra: str, purpose: str) -> ModuleType:
+    """Import an optional package, or say in one line how to install it.
+
+    Args:
+        module: Name of the module to import.
+        extra: The extra of this package that installs it.
+        purpose: What it is needed for.
+
+    Raises:
+        ConfigError: If the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{purpose} needs the package {module}: pip install 'llmrs_lightning[{extra}]'") from error
