@@ -1,0 +1,96 @@
+"""Ranking as an evaluation task: per user, which items are candidates and which are right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmrs_lightning.data.collate import Pairs
+from llmrs_lightning.data.samplers import Key
+from llmrs_lightning.data.tokens import Ids
+
+
+@dataclass(frozen=True)
+class ItemLists:
+    """One list of items a user, in compressed rows.
+
+    Args:
+        offsets: (users + 1,) int64; the list of user u is `items[offsets[u]:offsets[u + 1]]`.
+        items: Item positions.
+    """
+
+    offsets: Ids
+    items: Ids
+
+    @classmethod
+    def of(cls, user: Ids, item: Ids, num_users: int) -> ItemLists:
+        """Group `item` by `user`, both (R,), keeping the order of rows."""
+        counts = np.bincount(user, minlength=num_users)
+        return cls(np.concatenate([[0], np.cumsum(counts)]), item[np.argsort(user, kind="stable")])
+
+    def __getitem__(self, user: int) -> Ids:
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def mask(self, users: Ids, num_items: int) -> Tensor:
+        """Return (U, N) bool: which items are in the lists of `users` (U,)."""
+        lengths = self.offsets[users + 1] - self.offsets[users]
+        row = np.repeat(np.arange(len(users)), lengths)
+        within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        mask = torch.zeros(len(users), num_items, dtype=torch.bool)
+        mask[torch.from_numpy(row), torch.from_numpy(self.items[self.offsets[users][row] + within])] = True
+        return mask
+
+
+@dataclass
+class RankingBatch:
+    """Some users, each to be ranked against the whole catalogue.
+
+    Args:
+        user: (U,) positions in the users table.
+        relevant: (U, N) bool, the items to be found.
+        candidates: (U, N) bool, the items that take a rank: all but those seen before.
+    """
+
+    user: Tensor
+    relevant: Tensor
+    candidates: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> RankingBatch:
+        """Move every tensor to `device`."""
+        return RankingBatch(*(t.to(device, non_blocking=non_blocking) for t in vars(self).values()))
+
+    def pin_memory(self) -> RankingBatch:
+        """Pin every tensor."""
+        return RankingBatch(*(t.pin_memory() for t in vars(self).values()))
+
+
+class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
+    """Users with something to be found, read a batch at a time.
+
+    Args:
+        seen: Pairs whose items take no rank.
+        target: Pairs whose positive items are to be found.
+        num_users: Users in all.
+        num_items: Items in all.
+    """
+
+    def __init__(self, seen: Pairs, target: Pairs, num_users: int, num_items: int) -> None:
+        positive = target.label > 0
+        self.num_items = num_items
+        self.users = np.unique(target.user[positive])
+        self.seen = ItemLists.of(seen.user, seen.item, num_users)
+        self.relevant = ItemLists.of(target.user[positive], target.item[positive], num_users)
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def __getitem__(self, key: Key) -> RankingBatch:
+        """Return the users at the positions `key[0]`."""
+        users = self.users[key[0]]
+        relevant = self.relevant.mask(users, self.num_items)
+        # an item that is to be found again stays a candidate
+        candidates = ~self.seen.mask(users, self.num_items) | relevant
+        return RankingBatch(torch.from_numpy(users), relevant, candidates)

@@ -1,0 +1,104 @@
+"""Which rows make a batch, in which order, and which part of it each process gets; never padded."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from llmrs_lightning.data.tokens import Ids
+
+Key = tuple[Ids, int]
+
+
+class BatchOrder(torch.utils.data.Sampler[Key], ABC):
+    """Yield (rows of this process, rows over all processes) a batch.
+
+    The global batches depend on seed and epoch alone. Each is cut into one piece a process, so that the union over
+    processes is the single-process order, and no row is repeated to even the pieces out.
+
+    Args:
+        num_rows: Rows of the data set.
+        batch_size: Rows of a batch over all processes.
+        seed: Seed of the order.
+    """
+
+    def __init__(self, num_rows: int, batch_size: int, seed: int = 0) -> None:
+        self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
+        self.epoch, self.rank, self.world_size = 0, 0, 1
+
+    def shard(self, rank: int, world_size: int) -> None:
+        """Keep only the piece of process `rank` of `world_size`."""
+        self.rank, self.world_size = rank, world_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the order of `epoch`; Lightning calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-self.num_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Key]:
+        for batch in self.batches():
+            yield np.array_split(batch, self.world_size)[self.rank], len(batch)
+
+    @abstractmethod
+    def batches(self) -> Iterator[Ids]:
+        """Yield the row numbers of each global batch of this epoch."""
+
+    def _cut(self, order: Ids) -> list[Ids]:
+        return [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+
+    def _generator(self) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch])
+
+
+class InOrder(BatchOrder):
+    """Rows as they stand: for evaluation and prediction."""
+
+    def batches(self) -> Iterator[Ids]:
+        """Yield consecutive rows."""
+        yield from self._cut(np.arange(self.num_rows))
+
+
+class Shuffled(BatchOrder):
+    """A new random order each epoch."""
+
+    def batches(self) -> Iterator[Ids]:
+        """Yield rows of a random permutation."""
+        yield from self._cut(self._generator().permutation(self.num_rows))
+
+
+class Blocks(BatchOrder):
+    """Batches whose rows share users and items, so that a batch holds few distinct texts.
+
+    Users and items are dealt into random groups, anew each epoch. Rows are ordered by user group, then item group, and
+    cut into batches, whose order is then shuffled. Each row comes exactly once an epoch. Beside a random batch of the
+    same size, a batch holds several times fewer distinct texts, and its rows are less independent.
+
+    Args:
+        user: (R,) user of each row.
+        item: (R,) item of each row.
+        batch_size: Rows of a batch over all processes.
+        seed: Seed of groups and order.
+    """
+
+    def __init__(self, user: Ids, item: Ids, batch_size: int, seed: int = 0) -> None:
+        super().__init__(len(user), batch_size, seed)
+        self.user, self.item = user, item
+        self.groups = max(round(len(self) ** 0.5), 1)
+
+    def batches(self) -> Iterator[Ids]:
+        """Yield rows of one or two blocks of users and items."""
+        rng = self._generator()
+        block = self._deal(rng, self.user) * self.groups + self._deal(rng, self.item)
+        order = rng.permutation(self.num_rows)
+        cut = self._cut(order[np.argsort(block[order], kind="stable")])
+        yield from (cut[i] for i in rng.permutation(len(cut)))
+
+    def _deal(self, rng: np.random.Generator, side: Ids) -> Ids:
+        """Give each user (or item) of `side` (R,) a random group; groups differ by at most one member."""
+        count = int(side.max(initial=-1)) + 1
+        return (rng.permutation(count) % self.groups)[side]

@@ -1,0 +1,202 @@
+"""Tokenise each distinct text once, keep it ragged on disk, and serve it in length buckets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llmrs_lightning.data.cache import cache_folder
+from llmrs_lightning.errors import ConfigError, DataError
+
+Ids = NDArray[np.int64]
+_CHUNK = 10_000
+
+
+@dataclass
+class TextBatch:
+    """Distinct texts in length buckets.
+
+    Args:
+        input_ids: One (u, L) int64 tensor a bucket, right-padded.
+        attention_mask: The masks of `input_ids`, (u, L) int64.
+        position: (U,) int64; text k of the batch is row `position[k]` of the concatenated buckets.
+    """
+
+    input_ids: list[Tensor]
+    attention_mask: list[Tensor]
+    position: Tensor
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
+        """Move every tensor to `device`."""
+        return TextBatch(
+            [t.to(device, non_blocking=non_blocking) for t in self.input_ids],
+            [t.to(device, non_blocking=non_blocking) for t in self.attention_mask],
+            self.position.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> TextBatch:
+        """Pin every tensor, so that copies to an accelerator can overlap with compute."""
+        return TextBatch(
+            [t.pin_memory() for t in self.input_ids],
+            [t.pin_memory() for t in self.attention_mask],
+            self.position.pin_memory(),
+        )
+
+    @property
+    def valid_ratio(self) -> float:
+        """Share of token slots that hold a token rather than padding."""
+        slots = sum(m.numel() for m in self.attention_mask)
+        return float(sum(int(m.sum()) for m in self.attention_mask)) / max(slots, 1)
+
+
+class TokenStore:
+    """Token ids of distinct texts, ragged, memory-mapped.
+
+    Args:
+        tokens: (sum of lengths,) int32 token ids, special tokens included.
+        offsets: (T + 1,) int64; text t is `tokens[offsets[t]:offsets[t + 1]]`.
+        pad_id: The tokeniser's padding id.
+        fingerprint: Hash of texts, tokeniser and maximal length.
+    """
+
+    def __init__(self, tokens: NDArray[np.int32], offsets: Ids, pad_id: int, fingerprint: str) -> None:
+        self.tokens, self.offsets, self.pad_id, self.fingerprint = tokens, offsets, pad_id, fingerprint
+        self.lengths = np.diff(offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @classmethod
+    def build(cls, texts: Sequence[str], tokenizer: str, max_length: int, cache_dir: str | None = None) -> TokenStore:
+        """Tokenise `texts`, or reuse the stored result of an equal call.
+
+        Args:
+            texts: Distinct texts.
+            tokenizer: Name of the pretrained model whose tokeniser is used.
+            max_length: Longest text in tokens, special tokens included; longer ones are cut.
+            cache_dir: Where results are kept; None is the default cache.
+
+        Raises:
+            ConfigError: If `max_length` is over the model's limit.
+        """
+        from llmrs_lightning.pretrained import load_tokenizer
+
+        tok = load_tokenizer(tokenizer)
+        if not 3 <= max_length <= tok.model_max_length:
+            raise ConfigError(
+                f"texts of {max_length} tokens do not fit the model {tokenizer}",
+                where="data.max_length",
+                found=str(max_length),
+                allowed=f"3 to {tok.model_max_length}",
+            )
+        digest = hashlib.sha256(f"{max_length}\0{len(texts)}\0".encode())
+        digest.update(_tokenizer_state(tok).encode())
+        for text in texts:
+            digest.update(text.encode() + b"\0")
+        fingerprint = digest.hexdigest()
+        folder = cache_folder(cache_dir) / "tokens" / fingerprint[:32]
+        if not (folder / "offsets.npy").is_file():
+            _write(folder, *_tokenize(texts, tok, max_length))
+        tokens, offsets = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("tokens", "offsets"))
+        return cls(tokens, np.asarray(offsets), int(tok.pad_token_id or 0), fingerprint)
+
+    def batch(self, texts: Ids, min_valid: float = 0.95) -> TextBatch:
+        """Gather texts by number into length buckets.
+
+        Args:
+            texts: (U,) distinct text numbers.
+            min_valid: Least share of real tokens in a bucket.
+        """
+        lengths = self.lengths[texts]
+        order = np.argsort(lengths, kind="stable")
+        input_ids, masks = [], []
+        for start, stop in _buckets(lengths[order], min_valid):
+            rows = order[start:stop]
+            ids, mask = self.padded(texts[rows])
+            input_ids.append(torch.from_numpy(ids))
+            masks.append(torch.from_numpy(mask.astype(np.int64)))
+        position = np.empty(len(texts), np.int64)
+        position[order] = np.arange(len(texts))
+        return TextBatch(input_ids, masks, torch.from_numpy(position))
+
+    def padded(self, texts: Ids) -> tuple[Ids, NDArray[np.bool_]]:
+        """Return token ids and mask, each (U, L), of `texts` (U,), padded to the longest of them."""
+        lengths = self.lengths[texts]
+        column = np.arange(int(lengths.max(initial=1)))
+        mask = column < lengths[:, None]
+        ids = np.full(mask.shape, self.pad_id, np.int64)
+        ids[mask] = self.tokens[(self.offsets[texts][:, None] + column)[mask]]
+        return ids, mask
+
+    def chunks(self, max_tokens: int = 16_384) -> Iterator[Ids]:
+        """Yield every text number once, sorted by length, in chunks of at most `max_tokens` token slots."""
+        order = np.argsort(self.lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            # sorted ascending, so the last text of a chunk sets its width
+            sizes = self.lengths[order[start:]] * np.arange(1, len(order) - start + 1)
+            stop = start + max(int(np.searchsorted(sizes, max_tokens, side="right")), 1)
+            yield order[start:stop]
+            start = stop
+
+
+def distinct(texts: Sequence[str]) -> tuple[list[str], Ids]:
+    """Return the distinct texts in order of appearance, and for each text its number among them, (len(texts),)."""
+    numbers: dict[str, int] = {}
+    index = np.fromiter((numbers.setdefault(t, len(numbers)) for t in texts), np.int64, len(texts))
+    return list(numbers), index
+
+
+def _buckets(lengths: Ids, min_valid: float) -> list[tuple[int, int]]:
+    """Cut ascending `lengths` into runs, each with a share of real tokens of at least `min_valid`."""
+    ends = np.append(np.flatnonzero(np.diff(lengths)) + 1, len(lengths))
+    total = np.concatenate([[0], np.cumsum(lengths)])
+    runs: list[tuple[int, int]] = []
+    start = previous = 0
+    for end in ends.tolist():
+        valid = (total[end] - total[start]) / max((end - start) * int(lengths[end - 1]), 1)
+        if valid < min_valid:
+            runs.append((start, previous))
+            start = previous
+        previous = end
+    return [*runs, (start, previous)] if previous > start else runs
+
+
+def _tokenizer_state(tok: object) -> str:
+    backend = getattr(tok, "backend_tokenizer", None)
+    return backend.to_str() if backend is not None else json.dumps(tok.get_vocab(), sort_keys=True)  # type: ignore[attr-defined]
+
+
+def _tokenize(texts: Sequence[str], tok: object, max_length: int) -> tuple[NDArray[np.int32], Ids]:
+    parts: list[list[int]] = []
+    for start in range(0, len(texts), _CHUNK):
+        encoded = tok(list(texts[start : start + _CHUNK]), truncation=True, max_length=max_length)  # type: ignore[operator]
+        parts.extend(encoded["input_ids"])
+    lengths = np.fromiter((len(p) for p in parts), np.int64, len(parts))
+    if len(parts) and not lengths.all():
+        raise DataError("a text has no tokens", found=repr(texts[int(np.argmin(lengths))]))
+    flat = np.fromiter((t for p in parts for t in p), np.int32, int(lengths.sum()))
+    return flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _write(folder: Path, tokens: NDArray[np.int32], offsets: Ids) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
+    np.save(temporary / "tokens.npy", tokens)
+    np.save(temporary / "offsets.npy", offsets)
+    try:
+        os.replace(temporary, folder)
+    except OSError:  # another process was faster, and wrote the same
+        for file in temporary.iterdir():
+            file.unlink()
+        temporary.rmdir()

@@ -1,0 +1,79 @@
+"""Behaviour features: ids with an unknown slot, categories and numbers of one side, as vectors."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from llmrs_lightning.data.side import SideTable
+
+_INIT_STD = 0.05
+
+
+class BehaviourFeatures(nn.Module):
+    """Embed what is known of a user or an item beside its text.
+
+    Row 0 of every table is the unknown user or item. Id dropout sends a share of the training rows there, so that the
+    unknown slot is trained and a new user or item gets a sensible vector.
+
+    Args:
+        id_size: Width of the id embedding; 0 leaves ids out.
+        category_size: Width of the embedding of each category column; the values of a row are averaged.
+        use_numbers: Append the standardised number columns.
+        id_dropout: Share of training rows whose id is replaced by the unknown one.
+    """
+
+    def __init__(
+        self, id_size: int = 32, category_size: int = 8, use_numbers: bool = True, id_dropout: float = 0.05
+    ) -> None:
+        super().__init__()
+        self.id_size, self.category_size, self.use_numbers = id_size, category_size, use_numbers
+        self.id_dropout = id_dropout
+        self.sides = nn.ModuleDict()
+
+    def build(self, user: SideTable, item: SideTable) -> None:
+        """Make the embeddings for these tables."""
+        for name, table in (("user", user), ("item", item)):
+            self.sides[name] = _SideEmbedding(table, self.id_size, self.category_size, self.use_numbers)
+
+    def output_size(self, side: str) -> int:
+        """Return the width of the features of `side`."""
+        return cast(_SideEmbedding, self.sides[side]).output_size
+
+    def drop_ids(self, index: Tensor) -> Tensor:
+        """Replace a share of `index` (B,) by 0 while training."""
+        if not self.training or self.id_dropout == 0:
+            return index
+        return index.masked_fill(torch.rand(index.shape, device=index.device) < self.id_dropout, 0)
+
+    def forward(self, index: Tensor, table_row: Tensor, side: str) -> Tensor:
+        """Embed ids `index` (B,) and the other columns of rows `table_row` (B,), both 0 for unknown, as (B, F)."""
+        return cast(Tensor, self.sides[side](index, table_row))
+
+
+class _SideEmbedding(nn.Module):
+    def __init__(self, table: SideTable, id_size: int, category_size: int, use_numbers: bool) -> None:
+        super().__init__()
+        self.ids = nn.Embedding(table.num_rows + 1, id_size) if id_size else None
+        if self.ids is not None:
+            nn.init.normal_(self.ids.weight, std=_INIT_STD)
+        self.categories = nn.ModuleList()
+        if category_size:
+            for i, category in enumerate(table.categories.values()):
+                bag = nn.EmbeddingBag(len(category.values) + 1, category_size, mode="mean", padding_idx=0)
+                nn.init.normal_(bag.weight, std=_INIT_STD)
+                self.categories.append(bag)
+                self.register_buffer(f"codes_{i}", torch.from_numpy(category.codes), persistent=False)
+        self.use_numbers = use_numbers
+        self.register_buffer("numbers", torch.from_numpy(table.numbers), persistent=False)
+        numbers = table.numbers.shape[1] if use_numbers else 0
+        self.output_size = id_size + category_size * len(self.categories) + numbers
+
+    def forward(self, index: Tensor, table_row: Tensor) -> Tensor:
+        parts = [self.ids(index)] if self.ids is not None else []
+        parts += [bag(self.get_buffer(f"codes_{i}")[table_row]) for i, bag in enumerate(self.categories)]
+        if self.use_numbers:
+            parts.append(self.get_buffer("numbers")[table_row])
+        return torch.cat(parts, -1)

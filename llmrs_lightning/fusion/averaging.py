@@ -1,0 +1,53 @@
+"""Weighted average of the members."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmrs_lightning.errors import ConfigError, listing
+from llmrs_lightning.fusion.base import Fusion
+
+
+class WeightedAverage(Fusion):
+    """Fused score = sum over members of weight x score; the weights are positive and sum to one.
+
+    Requirements:
+        Members on one scale, which training them through one loss gives.
+
+    Inputs:
+        Member scores.
+
+    Related fusions:
+        With `learned: true` the weights are trained in the graph, as a softmax, from the given or equal weights.
+
+    Args:
+        weights: A weight a member, by name; None weighs all alike.
+        learned: Train the weights.
+    """
+
+    def __init__(self, weights: dict[str, float] | None = None, learned: bool = False) -> None:
+        super().__init__()
+        self.given, self.learned = weights, learned
+
+    def build(self, members: list[str]) -> None:
+        """Set the initial weights."""
+        given = self.given or dict.fromkeys(members, 1.0)
+        if set(given) != set(members) or min(given.values()) <= 0:
+            raise ConfigError(
+                "the fusion weights do not fit the members",
+                where="model.fusion.init_args.weights",
+                found=listing(f"{k}: {v}" for k, v in given.items()),
+                allowed=f"one positive weight for each of {listing(members)}",
+            )
+        logits = torch.tensor([given[m] for m in members]).log()
+        self.logits = nn.Parameter(logits, requires_grad=self.learned)
+
+    @property
+    def weights(self) -> Tensor:
+        """The weights in use, (M,)."""
+        return self.logits.softmax(0)
+
+    def forward(self, members: Tensor) -> Tensor:
+        """Average (..., M, C) to (..., C)."""
+        return (members * self.weights.unsqueeze(-1)).sum(-2)
