@@ -74,7 +74,8 @@ class RecData:
     """Tables that passed their schema.
 
     Args:
-        users: U rows. Number columns are numeric here; string categories that hold several values are lists.
+        users: U rows, with no selection of rows pending, so that `users.data` is in order. Number columns are numeric
+            here; string categories that hold several values are lists.
         items: N rows, likewise.
         user_ids: The users' ids as strings, (U,) object.
         item_ids: The items' ids as strings, (N,) object.
@@ -391,7 +392,9 @@ class _Check:
             elif separator and pa.types.is_large_string(values.type) and _any(pc.match_substring(values, separator)):
                 filled = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
                 changed[name] = pc.split_pattern_regex(filled, rf"\s*{re.escape(separator)}\s*")
-        return _replace(dataset, changed) if dataset is not None and changed else dataset
+        if dataset is None or (not changed and dataset._indices is None):
+            return dataset
+        return _replace(dataset, changed)
 
     def numeric(self, values: pa.Array | None, where: str) -> pa.Array | None:
         if values is None:
@@ -465,7 +468,7 @@ class _Check:
 
 
 def _replace(dataset: Dataset, changed: dict[str, pa.Array]) -> Dataset:
-    """Swap columns and keep the other columns' features, such as images."""
+    """Swap columns, apply a pending selection of rows, and keep the other columns' features, such as images."""
     table = dataset.with_format("arrow")[:].replace_schema_metadata(None)
     features = dict(dataset.features)
     for name, values in changed.items():

@@ -1,4 +1,6 @@
 from llmrs_lightning.data.sources.base import Source
+from llmrs_lightning.data.sources.files import FileSource
+from llmrs_lightning.data.sources.movielens import MovieLens100K
 from llmrs_lightning.data.sources.synthetic import Checkerboard
 
-__all__ = ["Checkerboard", "Source"]
+__all__ = ["Checkerboard", "FileSource", "MovieLens100K", "Source"]
