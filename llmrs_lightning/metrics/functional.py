@@ -1,0 +1,350 @@
+"""Pure tensor metrics: full rankings with ties, AUC globally and per group, classification, and rating errors.
+
+Tie policy, the same everywhere: the value of a metric is its expected value when tied items are put in a uniformly
+random order. A model that scores everything alike therefore gets exactly the chance level, neither a perfect nor a zero
+score. All sums are float64; scores are never cast to a narrower dtype, which could create ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmrs_lightning.errors import ConfigError, DataError
+
+RANKING_METRICS = ("ndcg", "recall", "hit", "mrr", "map")
+
+
+def ranking_metric_names(ks: Sequence[int]) -> tuple[str, ...]:
+    """List the names of the ranking metrics at each cut-off, metric by metric: `ndcg@5, ndcg@10, ..., map@10`.
+
+    Args:
+        ks: Cut-offs, distinct and positive.
+
+    Raises:
+        ConfigError: If there is no cut-off, one is not a positive whole number, or one appears twice.
+    """
+    whole = all(isinstance(k, int) and not isinstance(k, bool) and k > 0 for k in ks)
+    if not ks or not whole or len(set(ks)) < len(ks):
+        raise ConfigError(
+            "The cut-offs of the ranking metrics cannot be used",
+            where="ks",
+            found=repr(ks),
+            allowed="one or more distinct positive whole numbers",
+            fix="write for example ks: [5, 10, 20]",
+        )
+    return tuple(f"{metric}@{k}" for metric in RANKING_METRICS for k in ks)
+
+
+def ranking_metrics(
+    scores: Tensor, relevant: Tensor, ks: Sequence[int], candidates: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Rank each row's candidates by score and compute NDCG, recall, hit rate, MRR and MAP at each cut-off.
+
+    With n relevant candidates in a row and binary relevance: `ndcg@k` discounts by log2(position + 1) and divides by
+    the best reachable value, `recall@k` divides by n, `hit@k` says whether any relevant item is in the top k, `mrr@k`
+    is 1 / position of the first of them (0 beyond k), and `map@k` sums the precision at each relevant item of the top k
+    and divides by min(n, k). Tied items contribute the expectation over their random order, after McSherry and Najork,
+    "Computing information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008; hit
+    rate and MRR use the distribution of the first relevant position when drawing without replacement from each block
+    of tied items.
+
+    Args:
+        scores: (U, N) one score per row and item; infinities are ordered like any other value.
+        relevant: (U, N) bool; relevance of an item that is no candidate is ignored.
+        ks: Cut-offs; they may exceed the number of candidates.
+        candidates: (U, N) bool, the items that take a rank (all of them if None). Scores of the others are never read,
+            so they may be NaN.
+
+    Returns:
+        One (U,) float64 tensor per name of `ranking_metric_names(ks)`; NaN in rows without a relevant candidate.
+
+    Raises:
+        ConfigError: If `ks` cannot be used.
+        DataError: If shapes or dtypes do not fit, or the score of a candidate is NaN.
+    """
+    names = ranking_metric_names(ks)
+    _require_mask(relevant, "relevant", scores)
+    if candidates is not None:
+        _require_mask(candidates, "candidates", scores)
+    if scores.numel() == 0:
+        return {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
+
+    block, num_relevant = _rank(scores.detach(), relevant, max(ks), candidates)
+    depth = block.start.shape[1]
+    position = torch.arange(1, depth + 1, device=scores.device)
+    within = position - block.start  # 1-based position inside the tie block
+    size, hits = block.size.double(), block.relevant.double()
+
+    share = hits / size.clamp_min(1)
+    discount = 1 / (position + 1).double().log2()
+    earlier = block.relevant_before + (within - 1) * (hits - 1) / (size - 1).clamp_min(1)
+    # The chance of the first relevant item at a position, given none before it: the relevant items of the block are all
+    # among its remaining places. The product over positions is exact where a ratio of binomials would lose digits.
+    hazard = (hits / (size - within + 1).clamp_min(1)).clamp_max(1)
+    miss = (1 - hazard).cumprod(1)
+    first = hazard * torch.cat([torch.ones_like(miss[:, :1]), miss[:, :-1]], 1)
+
+    gain = (share * discount).cumsum(1)
+    found = share.cumsum(1)
+    reciprocal = (first / position).cumsum(1)
+    precision = (share * (earlier + 1) / position).cumsum(1)
+    ideal = discount.cumsum(0)
+
+    defined = num_relevant > 0
+    values: dict[str, Tensor] = {}
+    for k in ks:
+        at = min(k, depth) - 1
+        reachable = num_relevant.clamp(1, k)
+        values[f"ndcg@{k}"] = gain[:, at] / ideal[reachable - 1]
+        values[f"recall@{k}"] = found[:, at] / num_relevant
+        values[f"hit@{k}"] = 1 - miss[:, at]
+        values[f"mrr@{k}"] = reciprocal[:, at]
+        values[f"map@{k}"] = precision[:, at] / reachable
+    return {name: values[name].masked_fill(~defined, torch.nan) for name in names}
+
+
+class _TieBlocks(NamedTuple):
+    """For each of the first K positions of each row, the block of tied items that it lies in; all (U, K) int64.
+
+    Positions beyond the number of candidates have `relevant` = 0.
+    """
+
+    start: Tensor  # items ranked strictly above the block
+    size: Tensor
+    relevant: Tensor
+    relevant_before: Tensor
+
+
+def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[_TieBlocks, Tensor]:
+    """Find the tie blocks of the first `depth` positions, and the number of relevant candidates (U,) of each row."""
+    if not scores.is_floating_point():
+        scores = scores.double()
+    if candidates is not None:
+        scores = scores.masked_fill(~candidates, -torch.inf)
+        relevant = relevant & candidates
+    _require_no_nan(scores, "scores")
+
+    depth = min(depth, scores.shape[1])
+    top, items = scores.topk(depth, dim=1)
+    # Where non-candidates share the value -inf with candidates, `items` may name the wrong ones. They are in the last
+    # block then, and its counts come from the full row below.
+    flags = relevant.gather(1, items)
+    position = torch.arange(depth, device=scores.device)
+    edge = top[:, 1:] != top[:, :-1]
+    outer = torch.ones_like(edge[:, :1]) if depth > 1 else torch.ones_like(flags)
+    opens, closes = torch.cat([outer, edge], 1), torch.cat([edge, outer], 1)
+    start = torch.where(opens, position, 0).cummax(1).values
+    end = torch.where(closes, position + 1, depth).flip(1).cummin(1).values.flip(1)
+    so_far = torch.nn.functional.pad(flags.cumsum(1), (1, 0))
+    before = so_far.gather(1, start)
+    within = so_far.gather(1, end) - before
+
+    # Only the block of the last value can go on below position K.
+    tied = scores == top[:, -1:]
+    if candidates is not None:
+        tied &= candidates
+    last = top == top[:, -1:]
+    size = torch.where(last, tied.sum(1, keepdim=True), end - start)
+    within = torch.where(last, (tied & relevant).sum(1, keepdim=True), within)
+    if candidates is not None:
+        within = within.masked_fill(position >= candidates.sum(1, keepdim=True), 0)
+    return _TieBlocks(start, size, within, before), relevant.sum(1)
+
+
+def auc(scores: Tensor, labels: Tensor) -> Tensor:
+    """Compute the area under the ROC curve over all rows together: P(positive above negative) + P(tied) / 2.
+
+    This is not the mean of the groups' AUC, which is `gauc`, nor a sum over batches: pass every row at once.
+
+    Args:
+        scores: (B,) finite or infinite scores.
+        labels: (B,) bool, or numbers that are 0 or 1.
+
+    Returns:
+        A float64 scalar; NaN if only one class is present.
+
+    Raises:
+        DataError: If shapes differ, a score is NaN, or a label is neither 0 nor 1.
+    """
+    values, _, _ = grouped_auc(scores, labels, torch.zeros_like(labels, dtype=torch.int64))
+    return values[0] if len(values) else scores.new_tensor(torch.nan, dtype=torch.float64)
+
+
+def grouped_auc(scores: Tensor, labels: Tensor, groups: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the AUC inside each group (a user, a query) in one sorted pass over the rows.
+
+    The Mann-Whitney statistic of the mid-ranks: with P positives and Q negatives in a group,
+    AUC = (sum of the positives' ranks - P (P + 1) / 2) / (P Q), where tied rows share their average rank (Hanley and
+    McNeil, "The meaning and use of the area under a receiver operating characteristic curve", Radiology 1982).
+
+    Args:
+        scores: (B,) finite or infinite scores.
+        labels: (B,) bool, or numbers that are 0 or 1.
+        groups: (B,) int64 group ids in any order.
+
+    Returns:
+        values: (G,) float64, NaN for groups with one class only.
+        counts: (G,) int64, rows per group.
+        ids: (G,) int64, the groups in ascending order.
+
+    Raises:
+        DataError: If shapes differ, a score is NaN, or a label is neither 0 nor 1.
+    """
+    scores = scores.detach()
+    _require_rows(scores=scores, labels=labels, groups=groups)
+    _require_no_nan(scores, "scores")
+    positive = _binary(labels)
+
+    order = scores.argsort()
+    order = order[groups[order].argsort(stable=True)]
+    scores, positive, groups = scores[order], positive[order].double(), groups[order]
+    ids, index, counts = torch.unique_consecutive(groups, return_inverse=True, return_counts=True)
+
+    opens = torch.ones_like(groups, dtype=torch.bool)
+    opens[1:] = (scores[1:] != scores[:-1]) | (groups[1:] != groups[:-1])
+    block = opens.cumsum(0) - 1
+    sizes = torch.bincount(block)
+    middle = sizes.cumsum(0) - (sizes - 1).double() / 2
+    rank = middle[block] - (counts.cumsum(0) - counts)[index]
+
+    zeros = rank.new_zeros(len(ids))
+    positives = zeros.index_add(0, index, positive)
+    ranks = zeros.index_add(0, index, rank * positive)
+    values = (ranks - positives * (positives + 1) / 2) / (positives * (counts - positives))
+    return values, counts, ids
+
+
+def gauc(scores: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+    """Average the groups' AUC, weighted by their numbers of rows; groups with one class only are skipped.
+
+    GAUC of Zhu et al., "Optimized cost per click in Taobao display advertising", KDD 2017.
+
+    Args:
+        scores: (B,) finite or infinite scores.
+        labels: (B,) bool, or numbers that are 0 or 1.
+        groups: (B,) int64 group ids in any order.
+
+    Returns:
+        A float64 scalar; NaN if no group holds both classes.
+
+    Raises:
+        DataError: If shapes differ, a score is NaN, or a label is neither 0 nor 1.
+    """
+    values, counts, _ = grouped_auc(scores, labels, groups)
+    defined = ~values.isnan()
+    weights = counts[defined].double()
+    return (values[defined] * weights).sum() / weights.sum()
+
+
+def classification_metrics(probability: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, Tensor]:
+    """Compare the probability of the positive class with binary labels.
+
+    `log_loss` clamps probabilities to [eps, 1 - eps] with float32's eps (1.2e-7), whatever the dtype: one confident
+    mistake costs at most 15.9 nats and the value does not depend on the precision of the run. `precision`, `recall` and
+    `f1` are of the positive class, and 0 where their denominator is 0 (nothing predicted, nothing positive).
+
+    Args:
+        probability: (B,) in [0, 1].
+        labels: (B,) bool, or numbers that are 0 or 1.
+        threshold: Rows with at least this probability are predicted positive.
+
+    Returns:
+        Float64 scalars `log_loss, accuracy, precision, recall, f1`; all NaN without rows.
+
+    Raises:
+        DataError: If shapes differ, a probability is outside [0, 1] or NaN, or a label is neither 0 nor 1.
+    """
+    probability = probability.detach()
+    _require_rows(probability=probability, labels=labels)
+    _require_no_nan(probability, "probability")
+    positive = _binary(labels)
+    if ((probability < 0) | (probability > 1)).any():
+        raise DataError(
+            "Probabilities must lie between 0 and 1",
+            where="probability",
+            found=f"values from {probability.min().item():g} to {probability.max().item():g}",
+            fix="apply the sigmoid to logits first",
+        )
+    predicted = probability >= threshold
+    eps = torch.finfo(torch.float32).eps
+    clamped = probability.double().clamp(eps, 1 - eps)
+    true_positive = (predicted & positive).sum().double()
+    values = {
+        "log_loss": -torch.where(positive, clamped.log(), (-clamped).log1p()).mean(),
+        "accuracy": (predicted == positive).double().mean(),
+        "precision": true_positive / predicted.sum().clamp_min(1),
+        "recall": true_positive / positive.sum().clamp_min(1),
+        "f1": 2 * true_positive / (predicted.sum() + positive.sum()).clamp_min(1),
+    }
+    return values if len(labels) else {name: torch.full_like(value, torch.nan) for name, value in values.items()}
+
+
+def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, Tensor]:
+    """Compute the mean absolute and the root mean squared error of predicted ratings, in units of the rating.
+
+    Args:
+        prediction: (B,) predicted ratings.
+        rating: (B,) observed ratings, on the same scale.
+
+    Returns:
+        Float64 scalars `mae, rmse`; NaN without rows.
+
+    Raises:
+        DataError: If shapes differ, or a prediction or rating is NaN.
+    """
+    _require_rows(prediction=prediction, rating=rating)
+    _require_no_nan(prediction, "prediction")
+    _require_no_nan(rating, "rating")
+    error = prediction.detach().double() - rating.double()
+    return {"mae": error.abs().mean(), "rmse": error.square().mean().sqrt()}
+
+
+def _require_mask(mask: Tensor, name: str, scores: Tensor) -> None:
+    if scores.ndim != 2 or mask.shape != scores.shape or mask.dtype != torch.bool:
+        raise DataError(
+            f"Scores and {name} do not fit together",
+            where=name,
+            found=f"scores {tuple(scores.shape)}, {name} {tuple(mask.shape)} of dtype {mask.dtype}",
+            allowed="two tensors of the same shape (rows, items), the mask of dtype torch.bool",
+            fix="compare ratings with a threshold to get a mask",
+        )
+
+
+def _require_rows(**columns: Tensor) -> None:
+    shapes = {name: tuple(column.shape) for name, column in columns.items()}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        raise DataError(
+            "Columns must be one-dimensional and equally long",
+            where=", ".join(shapes),
+            found=", ".join(f"{name} {shape}" for name, shape in shapes.items()),
+            fix="pass one value per row",
+        )
+
+
+def _require_no_nan(values: Tensor, name: str) -> None:
+    bad = values.isnan()
+    if bad.any():
+        raise DataError(
+            f"A NaN in {name} has no place in a ranking or an average",
+            where=name,
+            found=f"{int(bad.sum()):,} of {values.numel():,} values, the first in row {int(bad.nonzero()[0, 0])}",
+            fix="look for a diverged loss or a missing score, or leave these rows out",
+        )
+
+
+def _binary(labels: Tensor) -> Tensor:
+    """Return 0/1 labels as bool, and refuse others, such as ratings or -1/1 labels."""
+    if labels.dtype == torch.bool:
+        return labels
+    if ((labels != 0) & (labels != 1)).any():
+        raise DataError(
+            "Labels must be 0 or 1",
+            where="labels",
+            found=f"values from {labels.min().item():g} to {labels.max().item():g}",
+            fix="compare ratings with a threshold first",
+        )
+    return labels != 0
