@@ -178,7 +178,7 @@ class MovieLens100K(Source):
         if found != self.CHECKSUM:
             raise ValueError(f"the ratings' checksum is {found[:12]} instead of {self.CHECKSUM[:12]}")
 
-    def _cached(self) -> dict[str, pa.Table] | None:
+    def _cached(self, warn: bool = True) -> dict[str, pa.Table] | None:
         if not self.folder.exists():
             return None
         try:
@@ -189,7 +189,10 @@ class MovieLens100K(Source):
             tables = {name: pq.read_table(io.BytesIO(content[name])) for name in _TABLES}
             self._verify(tables)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            log.warning("MovieLens-100K: the cache in %s is damaged and is made again: %s", self.folder, _reason(error))
+            if warn:
+                log.warning(
+                    "MovieLens-100K: the cache in %s is damaged and is made again: %s", self.folder, _reason(error)
+                )
             return None
         return tables
 
@@ -205,11 +208,13 @@ class MovieLens100K(Source):
                     pq.write_table(tables[name], made / f"{name}.parquet")
                 content = {name: (made / f"{name}.parquet").read_bytes() for name in _TABLES}
                 (made / "manifest.json").write_text(json.dumps(_manifest(content), indent=2))
+                if self._cached(warn=False) is not None:
+                    return
                 if folder.exists():
                     shutil.rmtree(folder)
                 made.rename(folder)
         except OSError as error:
-            if self._cached() is not None:  # another process was faster
+            if self._cached(warn=False) is not None:  # another process was faster
                 return
             raise DataError(
                 "the cache cannot be written",

@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llmrs_lightning.data.schema import PARTS, Interactions, RecData
+from llmrs_lightning.data.splits import (
+    ColumnSplit,
+    LeaveLastOut,
+    RandomSplit,
+    Splitter,
+    fingerprint,
+    load_parts,
+    save_parts,
+)
+from llmrs_lightning.errors import ConfigError, DataError
+
+SPLITTERS = {
+    "random": RandomSplit(seed=3),
+    "random with fusion": RandomSplit(0.6, 0.1, fusion=0.1),
+    "last out": LeaveLastOut(),
+    "last out with fusion": LeaveLastOut(fusion=True),
+    "last positive out": LeaveLastOut(positives_only=True),
+    "last positive out with fusion": LeaveLastOut(positives_only=True, fusion=True),
+    "column": ColumnSplit(),
+}
+COMPLETE = [name for name in SPLITTERS if "positive" not in name]
+
+
+def make(user, timestamp=None, label=None, split=None):
+    user = np.asarray(user, np.int64)
+    rows = len(user)
+    label = np.ones(rows) if label is None else np.asarray(label)
+    events = Interactions(
+        user=user,
+        item=np.arange(rows, dtype=np.int64),
+        rating=label.astype(np.float32),
+        label=label.astype(np.float32),
+        timestamp=None if timestamp is None else np.asarray(timestamp, np.int64),
+        split=None if split is None else np.asarray(split, np.str_),
+    )
+    ids = np.array([str(row) for row in range(rows)], object)
+    return RecData(None, None, ids[: user.max(initial=-1) + 1], ids, events)
+
+
+@st.composite
+def boards(draw):
+    """Draw data in which each splitter finds a row for each part."""
+    users = draw(st.lists(st.integers(0, 6), min_size=0, max_size=60))
+    users += [7] * 20
+    rows = len(users)
+    times = draw(st.lists(st.integers(0, 20), min_size=rows, max_size=rows))
+    labels = draw(st.lists(st.integers(0, 1), min_size=rows, max_size=rows))
+    labels[-20:-10] = [1] * 10
+    return make(users, times, labels, [PARTS[row % 4] for row in range(rows)])
+
+
+@pytest.mark.parametrize("name", SPLITTERS)
+class TestContract:
+    @given(data=boards())
+    def test_parts_are_sorted_disjoint_and_stable(self, name, data):
+        parts = SPLITTERS[name].split(data)
+        assert set(parts) in ({"train", "val", "test"}, set(PARTS))
+        rows = np.concatenate(list(parts.values()))
+        assert all(ids.dtype == np.int64 and (np.diff(ids) > 0).all() and len(ids) for ids in parts.values())
+        assert len(np.unique(rows)) == len(rows)
+        assert set(rows) <= set(range(len(data.interactions)))
+        assert fingerprint(parts) == fingerprint(SPLITTERS[name].split(data))
+        if name in COMPLETE:
+            assert len(rows) == len(data.interactions)
+
+    def test_an_empty_part_is_refused(self, name):
+        with pytest.raises(DataError, match=r"empty[\s\S]*found:.*train[\s\S]*to go on"):
+            SPLITTERS[name].split(make([0], [1], [1], ["train"]))
+
+
+def test_every_splitter_is_under_contract():
+    assert {type(splitter) for splitter in SPLITTERS.values()} == {
+        kind for kind in Splitter.__subclasses__() if kind.__module__ == "llmrs_lightning.data.splits"
+    }
+
+
+def test_random_shares_are_met():
+    parts = RandomSplit(0.7, 0.1, fusion=0.1).split(make(np.zeros(1000)))
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 700, "val": 100, "fusion": 100, "test": 100}
+    assert fingerprint(RandomSplit(seed=1).split(make([0] * 50))) != fingerprint(RandomSplit().split(make([0] * 50)))
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.1), (0, 0.5), (0.8, 0), (0.5, 0.6), (1, 0.1)])
+def test_impossible_shares_are_refused(shares):
+    with pytest.raises(ConfigError, match="shares"):
+        RandomSplit(*shares)
+
+
+def by_brute_force(data, positives_only, fusion):
+    held = ["test", "val", "fusion"][: 3 if fusion else 2]
+    answer = {name: [] for name in PARTS}
+    events = data.interactions
+    for user in set(events.user):
+        rows = sorted(np.flatnonzero(events.user == user), key=lambda row: (events.timestamp[row], row))
+        candidates = [row for row in rows if events.label[row] > 0 or not positives_only]
+        if len(candidates) <= len(held):
+            answer["train"] += rows
+            continue
+        for row, name in zip(candidates[::-1], held, strict=False):
+            answer[name].append(row)
+        answer["train"] += rows[: rows.index(candidates[-len(held)])]
+    return {name: sorted(rows) for name, rows in answer.items() if rows}
+
+
+@pytest.mark.parametrize("positives_only", [False, True])
+@pytest.mark.parametrize("fusion", [False, True])
+@given(data=boards())
+def test_last_out_agrees_with_brute_force(positives_only, fusion, data):
+    parts = LeaveLastOut(positives_only, fusion).split(data)
+    assert {name: rows.tolist() for name, rows in parts.items()} == by_brute_force(data, positives_only, fusion)
+
+
+def test_last_out_by_hand():
+    #          user 0 out of order, a tie at 5        user 1 has two rows only
+    data = make([0, 0, 0, 0, 1, 1], [5, 1, 5, 3, 1, 2])
+    parts = LeaveLastOut().split(data)
+    assert {name: rows.tolist() for name, rows in parts.items()} == {"train": [1, 3, 4, 5], "val": [0], "test": [2]}
+
+
+def test_negatives_after_the_held_out_row_are_dropped():
+    data = make([0] * 7, range(7), label=[1, 0, 1, 0, 1, 0, 0])
+    parts = LeaveLastOut(positives_only=True).split(data)
+    assert {name: rows.tolist() for name, rows in parts.items()} == {"train": [0, 1], "val": [2], "test": [4]}
+
+
+def test_what_a_splitter_needs_is_said():
+    with pytest.raises(ConfigError, match=r"schema\.timestamp"):
+        LeaveLastOut().split(make([0, 0, 0]))
+    with pytest.raises(ConfigError, match=r"schema\.split"):
+        ColumnSplit().split(make([0, 0, 0]))
+
+
+def test_column_is_followed():
+    parts = ColumnSplit().split(make([0] * 5, split=["val", "train", "test", "fusion", "train"]))
+    assert {name: rows.tolist() for name, rows in parts.items()} == {
+        "train": [1, 4],
+        "val": [0],
+        "fusion": [3],
+        "test": [2],
+    }
+
+
+def test_fingerprint_tells_parts_apart():
+    first = {"train": np.array([0, 1]), "val": np.array([2]), "test": np.array([3])}
+    assert fingerprint(first) == fingerprint(dict(reversed(first.items())))
+    assert fingerprint(first) != fingerprint({**first, "val": np.array([3]), "test": np.array([2])})
+    assert fingerprint(first) != fingerprint({"train": np.array([0]), "val": np.array([1, 2]), "test": np.array([3])})
+
+
+@given(st.permutations(range(12)), st.integers(1, 5), st.integers(6, 11))
+def test_files_give_back_what_they_got(tmp_path_factory, rows, low, high):
+    path = tmp_path_factory.mktemp("parts") / "deep" / "split.npz"
+    parts = dict(zip(("train", "val", "test"), map(np.sort, np.split(np.array(rows), [low, high])), strict=True))
+    save_parts(parts, path)
+    loaded = load_parts(path)
+    assert fingerprint(loaded) == fingerprint(parts)
+    assert [file.name for file in path.parent.iterdir()] == ["split.npz"]
+
+
+def test_bad_files_are_refused(tmp_path):
+    path = tmp_path / "split.npz"
+    parts = {"train": np.array([0, 1]), "val": np.array([2]), "test": np.array([3])}
+    with pytest.raises(DataError, match="no split file"):
+        load_parts(path)
+    save_parts(parts, path, data_fingerprint="one")
+    assert load_parts(path, "one")["train"].tolist() == [0, 1]
+    with pytest.raises(DataError, match="other data"):
+        load_parts(path, "two")
+    np.savez(path, fingerprint=fingerprint(parts), data_fingerprint="", part_train=np.array([0, 9]))
+    with pytest.raises(DataError, match="does not match"):
+        load_parts(path)
+    path.write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(DataError, match="cannot be read"):
+        load_parts(path)
+    np.savez(path, part_train=np.array([object()]))
+    with pytest.raises(DataError, match="cannot be read"):
+        load_parts(path)
