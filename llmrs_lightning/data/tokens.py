@@ -138,16 +138,11 @@ class TokenStore:
         ids[mask] = self.tokens[(self.offsets[texts][:, None] + column)[mask]]
         return ids, mask
 
-    def chunks(self, max_tokens: int = 16_384) -> Iterator[Ids]:
-        """Yield every text number once, sorted by length, in chunks of at most `max_tokens` token slots."""
-        order = np.argsort(self.lengths, kind="stable")
-        start = 0
-        while start < len(order):
-            # sorted ascending, so the last text of a chunk sets its width
-            sizes = self.lengths[order[start:]] * np.arange(1, len(order) - start + 1)
-            stop = start + max(int(np.searchsorted(sizes, max_tokens, side="right")), 1)
-            yield order[start:stop]
-            start = stop
+    def chunks(self, texts: Ids, max_tokens: int = 16_384) -> Iterator[Ids]:
+        """Yield the numbers `texts` (T,), sorted by length, in chunks of about `max_tokens` tokens."""
+        order = texts[np.argsort(self.lengths[texts], kind="stable")]
+        part = (np.cumsum(self.lengths[order]) - 1) // max_tokens
+        yield from np.split(order, np.flatnonzero(np.diff(part)) + 1)
 
 
 def distinct(texts: Sequence[str]) -> tuple[list[str], Ids]:

@@ -1,0 +1,306 @@
+"""What each command of `llmrs` does."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import torch
+
+from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.schema import ITEM, LABEL, PARTS, RATING, USER
+from llmrs_lightning.data.sources.files import read_table
+from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.recommend import Recommender
+from llmrs_lightning.training.callbacks import make_callbacks
+from llmrs_lightning.training.config import RecCLI, build
+from llmrs_lightning.training.evaluation import MONITOR
+from llmrs_lightning.training.load import load_weights, restore
+from llmrs_lightning.training.loggers import make_loggers
+from llmrs_lightning.training.module import JointRecommender
+from llmrs_lightning.training.report import lists_table, results_table, show
+from llmrs_lightning.training.rundir import (
+    CONFIG,
+    ENVIRONMENT,
+    METRICS,
+    PER_GROUP,
+    PREDICTIONS,
+    SPLIT,
+    RunDirectory,
+    environment,
+)
+
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+
+
+def _quiet() -> None:
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (".*does not have many workers.*", ".*IterableDataset.*", ".*`isinstance\\(treespec.*"):
+        warnings.filterwarnings("ignore", message=message)
+
+
+def fit(args: Sequence[str]) -> None:
+    """Train, test the best epoch, and write the run directory."""
+    from llmrs_lightning.data.splits import save_parts
+
+    _quiet()
+    started = time.perf_counter()
+    cli = build(args)
+    module: JointRecommender = cli.model
+    data: RecDataModule = cli.datamodule
+    options = cli.config_init["run"]
+    seed = int(cli.config["seed_everything"])
+    data.setup()
+
+    run = RunDirectory.create(options.folder, options.experiment, seed, options.id)
+    try:
+        loggers, wandb = make_loggers(
+            run.path, options.experiment, options.wandb, options.project, options.tags, _plain_config(cli)
+        )
+        trainer = cli.make_trainer(logger=loggers, callbacks=make_callbacks(run.checkpoints, options.patience))
+        if trainer.is_global_zero:
+            run.write_text(CONFIG, cli.resolved())
+            save_parts(data.parts, run.path / SPLIT)
+            fingerprints = {"data": data.data.fingerprint, "split": data.split_fingerprint}
+            run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=fingerprints))
+        seconds = {"prepare": time.perf_counter() - started}
+        _say(f"run {run.path}: {_describe(data)}")
+
+        began = time.perf_counter()
+        trainer.fit(module, data)
+        seconds["fit"] = time.perf_counter() - began
+        load_weights(module, run)
+        best = torch.load(run.checkpoint(), map_location="cpu", weights_only=True)
+
+        began = time.perf_counter()
+        trainer.test(module, data, verbose=False)
+        seconds["test"] = time.perf_counter() - began
+        if not trainer.is_global_zero:
+            return
+        seconds["total"] = time.perf_counter() - started
+        summary = {
+            "monitor": {"name": MONITOR, "metric": module.monitor, "best_epoch": best["epoch"]},
+            "epochs": trainer.current_epoch,
+            "seconds": seconds,
+            "parameters": sum(p.numel() for p in module.parameters()),
+            "test": module.results["test"],
+        }
+        run.write_json(METRICS, summary)
+        _write_tables(run, module, data)
+        if wandb is not None:
+            wandb.log_summary({f"best/{name}": value for name, value in module.results["test"]["fused"].items()})
+            wandb.finish()
+        _report_fit(run, module, data, options, best["epoch"], seconds["total"], wandb)
+    finally:
+        run.close()
+
+
+def _plain_config(cli: RecCLI) -> dict[str, Any]:
+    import yaml
+
+    return dict(yaml.safe_load(cli.resolved()))
+
+
+def _describe(data: RecDataModule) -> str:
+    sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in data.parts.items())
+    return f"{len(data.data.users):,} users, {len(data.data.items):,} items, rows {sizes}"
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _write_tables(run: RunDirectory, module: JointRecommender, data: RecDataModule) -> None:
+    pairs, rows = data.pairs("test"), module.table["row"].numpy()
+    columns: dict[str, Any] = {
+        "row": data.rows("test")[rows],
+        USER: data.data.user_ids[pairs.user[rows]],
+        ITEM: data.data.item_ids[pairs.item[rows]],
+        LABEL: pairs.label[rows],
+        RATING: pairs.rating[rows],
+    }
+    columns |= {name: values.numpy() for name, values in module.table.items() if name != "row"}
+    run.write_table(PREDICTIONS, pa.table(columns))
+    run.write_table(
+        PER_GROUP, pa.table({USER: data.data.user_ids, **{n: v.numpy() for n, v in module.per_user.items()}})
+    )
+
+
+def _report_fit(
+    run: RunDirectory,
+    module: JointRecommender,
+    data: RecDataModule,
+    options: Any,
+    epoch: int,
+    seconds: float,
+    wandb: Any,
+) -> None:
+    title = f"test, best epoch {epoch} of {module.trainer.current_epoch}, {seconds:.0f} s in all"
+    show("", results_table(module.results["test"], module.ks, title))
+    if module.ranking and options.examples:
+        test = data.pairs("test")
+        liked = {
+            (str(data.data.user_ids[u]), str(data.data.item_ids[i]))
+            for u, i in zip(test.user[test.label > 0], test.item[test.label > 0], strict=True)
+        }
+        users = list(dict.fromkeys(user for user, _ in sorted(liked)))[: options.examples]
+        lists = Recommender(module, data).recommend(users, k=10, seen_parts=PARTS[:-1])
+        show("", lists_table(lists, "top 10", liked, "★ liked in the test part"))
+    where = "off" if wandb is None else ("failed" if wandb.failed else str(run.path / "wandb"))
+    show(
+        "",
+        f"run directory  {run.path}",
+        f"W&B            {where}" + (f"  (wandb sync {run.path}/wandb/offline-run-*)" if wandb and wandb._offline else ""),
+        f"next           llmrs recommend --run {run.path} --users {data.data.user_ids[0]} --k 10",
+        f"               llmrs predict --run {run.path} --pairs pairs.csv --out scored.csv",
+    )
+
+
+def validate(args: Sequence[str]) -> None:
+    """Evaluate the validation part with a run's best checkpoint."""
+    _evaluate("val", args)
+
+
+def test(args: Sequence[str]) -> None:
+    """Evaluate the test part with a run's best checkpoint."""
+    _evaluate("test", args)
+
+
+def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
+    _quiet()
+    parser = _parser("validate" if stage == "val" else "test", "Evaluate a run's best checkpoint again.")
+    known, overrides = parser.parse_known_args(args)
+    cli, run, trainer = _open(known.run, overrides)
+    (trainer.validate if stage == "val" else trainer.test)(cli.model, cli.datamodule, verbose=False)
+    show("", results_table(cli.model.results[stage], cli.model.ks, f"{stage}, {run.path}"))
+
+
+def predict(args: Sequence[str]) -> None:
+    """Score the pairs of a table."""
+    _quiet()
+    parser = _parser("predict", "Score each (user, item) pair of a table and write the table back with score columns.")
+    parser.add_argument("--pairs", required=True, help="table with the user and item id columns: csv, jsonl, parquet")
+    parser.add_argument("--out", required=True, help="where the table goes: .csv, .jsonl or .parquet")
+    known, overrides = parser.parse_known_args(args)
+    _check_suffix(known.out)
+    cli, _, trainer = _open(known.run, overrides)
+    data: RecDataModule = cli.datamodule
+    pairs = read_table(known.pairs, "--pairs")
+    schema = data.schema
+    positions = []
+    for column, ids in ((schema.user_id, data.data.user_ids), (schema.item_id, data.data.item_ids)):
+        if column not in pairs.column_names:
+            raise DataError(
+                f"the table has no column {column!r}",
+                where=f"--pairs {known.pairs}",
+                found=listing(pairs.column_names),
+                allowed=f"{schema.user_id} and {schema.item_id}, and any others",
+            )
+        asked = pairs.data.column(column).cast(pa.large_string()).combine_chunks()
+        place = pa.compute.index_in(asked, pa.array(ids, pa.large_string()))
+        if place.null_count:
+            missing = pa.compute.filter(asked, pa.compute.is_null(place))
+            raise DataError(
+                f"{place.null_count:,} rows name a {column} that the model does not know",
+                where=f"--pairs {known.pairs}",
+                found=listing(missing.unique().to_pylist(), 5),
+                allowed=f"the {len(ids):,} ids of the run's data",
+                fix="take these rows out, or train on tables that hold them",
+            )
+        positions.append(place.to_numpy().astype("int64"))
+    batches = trainer.predict(cli.model, data.pair_loader(*positions)) or []
+    rows = torch.cat([b["row"] for b in batches]) if batches else torch.zeros(0, dtype=torch.int64)  # type: ignore[call-overload,index]
+    order = rows.argsort()
+    table = pairs.data.table.combine_chunks()
+    for name in batches[0] if batches else []:
+        if name != "row":
+            values = torch.cat([b[name] for b in batches])[order]  # type: ignore[call-overload,index]
+            column = "score" if name == "fused" else name.replace("fused_", "")
+            table = table.append_column(_free_name(column, table.column_names), pa.array(values.numpy()))
+    _write(table, known.out)
+    _say(f"{len(table):,} rows scored: {known.out}")
+
+
+def recommend(args: Sequence[str]) -> None:
+    """Print or write the best items of users."""
+    _quiet()
+    parser = _parser("recommend", "Rank the catalogue for known users, or for a new user described in words.")
+    parser.add_argument("--users", nargs="+", default=[], help="ids of known users")
+    parser.add_argument("--text", action="append", default=[], help="a text that describes a new user; may be repeated")
+    parser.add_argument("--k", type=int, default=10, help="length of each list (default 10)")
+    parser.add_argument("--include-seen", action="store_true", help="keep items that the user has interacted with")
+    parser.add_argument("--allow", nargs="+", help="ids of the only items to recommend")
+    parser.add_argument("--deny", nargs="+", help="ids of items to leave out")
+    parser.add_argument("--dedup-by", help="items column; of items with one value only the best is kept")
+    parser.add_argument("--out", help="write the lists to a .csv, .jsonl or .parquet file instead of printing them")
+    known, overrides = parser.parse_known_args(args)
+    if known.out:
+        _check_suffix(known.out)
+    if overrides:
+        parser.error(f"unknown options: {' '.join(overrides)}")
+    lists = Recommender.from_run(known.run).recommend(
+        known.users,
+        known.k,
+        texts=known.text,
+        exclude_seen=not known.include_seen,
+        allow=known.allow,
+        deny=known.deny,
+        dedup_by=known.dedup_by,
+    )
+    if known.out:
+        _write(lists, known.out)
+        _say(f"{len(lists):,} rows: {known.out}")
+    else:
+        show(lists_table(lists, f"top {known.k}", set(), ""))
+
+
+def _parser(name: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(f"llmrs {name}", description=description)
+    parser.add_argument("--run", required=True, help="run directory written by llmrs fit")
+    return parser
+
+
+def _open(path: str, overrides: Sequence[str]) -> tuple[RecCLI, RunDirectory, Any]:
+    run = RunDirectory.open(path)
+    cli = restore(run, overrides)
+    module: JointRecommender = cli.model
+    module.spec = cli.datamodule.spec
+    module.configure_model()
+    load_weights(module, run)
+    return cli, run, cli.make_trainer(logger=False, callbacks=[], enable_checkpointing=False)
+
+
+def _free_name(name: str, taken: Sequence[str]) -> str:
+    return f"llmrs_{name}" if name in taken else name
+
+
+def _check_suffix(path: str) -> None:
+    file = Path(path)
+    if file.suffix not in _SUFFIXES:
+        raise ConfigError(
+            "the file's suffix is unknown", where="--out", found=file.suffix or path, allowed=listing(_SUFFIXES)
+        )
+    if not file.absolute().parent.is_dir():
+        raise ConfigError("there is no such folder", where="--out", found=str(file.parent), fix="make it first")
+
+
+def _write(table: pa.Table, path: str) -> None:
+    """Write a table whole or not at all."""
+    temporary = Path(path).with_name(f".{Path(path).name}.part")
+    if path.endswith(".parquet"):
+        pa.parquet.write_table(table, temporary)
+    elif path.endswith(".csv"):
+        pa.csv.write_csv(table, temporary)
+    else:
+        from datasets import Dataset
+
+        Dataset(table).to_json(str(temporary))
+    temporary.replace(path)

@@ -1,0 +1,188 @@
+"""Recommendations out of a run directory: known users, or new users described in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.ranking import ItemLists
+from llmrs_lightning.data.schema import ITEM, PARTS, USER
+from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
+from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.features import Side
+from llmrs_lightning.recommend.topk import top_k
+from llmrs_lightning.training.evaluation import FUSED
+from llmrs_lightning.training.module import JointRecommender
+
+NEW_USER = "(new user)"
+_USERS_AT_ONCE = 256
+
+
+class Recommender:
+    """Rank the catalogue for a user.
+
+    Args:
+        module: A trained model.
+        data: The data that it was trained on.
+    """
+
+    def __init__(self, module: JointRecommender, data: RecDataModule) -> None:
+        if not module.ranking:
+            raise ConfigError(
+                "this model scores pairs and cannot rank a catalogue", where="model.ranking", found="false"
+            )
+        self.module, self.data = module.eval(), data
+
+    @classmethod
+    def from_run(cls, run: str | Path, device: str = "cpu") -> Recommender:
+        """Load the best checkpoint of the run directory `run`."""
+        from llmrs_lightning.training.load import load_run
+
+        module, data = load_run(str(run))
+        return cls(module.to(device), data)
+
+    @property
+    def item_titles(self) -> list[str]:
+        """A readable name of each item: its title, its text, or its id."""
+        items = self.data.data.items
+        if "title" in items.column_names:
+            return [str(t) for t in items["title"]]
+        if self.data.item_text:
+            return self.data.item_text.render(items)
+        return [str(i) for i in self.data.data.item_ids]
+
+    @torch.inference_mode()
+    def recommend(
+        self,
+        users: Sequence[str] = (),
+        k: int = 10,
+        *,
+        texts: Sequence[str] = (),
+        exclude_seen: bool = True,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        dedup_by: str | None = None,
+        seen_parts: tuple[str, ...] = PARTS,
+    ) -> pa.Table:
+        """Return the best items of each user.
+
+        Args:
+            users: Ids of known users.
+            k: Longest list; fewer items are returned where fewer are left, or the catalogue is smaller.
+            texts: Free texts, each a new user; they are scored through the unknown-id slot.
+            exclude_seen: Leave out what a known user has interacted with.
+            allow: Ids of the only items to recommend.
+            deny: Ids of items to leave out.
+            dedup_by: Items column; of items with one value (letter case and outer blanks aside) the best is kept.
+            seen_parts: The parts of the data that count as seen.
+
+        Returns:
+            Columns user_id, rank (from 1), item_id, title, score, and the score of each member, best first. Equal
+            scores are ordered by the items' places in their table.
+
+        Raises:
+            DataError: If an id is not in the data, or a new user's text is empty.
+            ConfigError: If k or a column cannot be used, or nothing is asked.
+        """
+        if k < 1:
+            raise ConfigError("k must be at least 1", where="k", found=str(k))
+        if not users and not texts:
+            raise ConfigError(
+                "no user is given", allowed="ids of known users, or a text that describes a new one", where="users"
+            )
+        known = self._positions(users, USER, self.data.data.user_ids)
+        allowed = self._allowed(allow, deny)
+        keys = None if dedup_by is None else self._keys(dedup_by)
+        pairs = self.data.pairs(*seen_parts)
+        seen = ItemLists.of(pairs.user, pairs.item, len(self.data.data.users))
+        all_users, items = self.module.all_sides()
+        rows: list[tuple[str, Ids, Tensor]] = []
+        for start in range(0, len(known), _USERS_AT_ONCE):
+            part = known[start : start + _USERS_AT_ONCE]
+            candidates = allowed.expand(len(part), -1)
+            if exclude_seen:
+                candidates = candidates & ~seen.mask(part, len(items))
+            names = [str(self.data.data.user_ids[p]) for p in part]
+            rows += self._rank(names, all_users[torch.from_numpy(part)], items, candidates, keys, k)
+        if texts:
+            candidates = allowed.expand(len(texts), -1)
+            names = [NEW_USER if len(texts) == 1 else f"(new user {i})" for i in range(1, len(texts) + 1)]
+            rows += self._rank(names, self.new_users(texts), items, candidates, keys, k)
+        return self._table(rows)
+
+    def new_users(self, texts: Sequence[str]) -> Side:
+        """Return users that are known by a text alone: unknown id, mean numbers, no categories."""
+        encoder = self.module.encoder
+        if encoder is None:
+            raise ConfigError("this model reads no text, so a new user cannot be described", where="model.encoder")
+        if not all(t.strip() for t in texts):
+            raise DataError("a new user's text is empty", fix="describe the user in a few words")
+        words, index = distinct(list(texts))
+        assert self.data.tokenizer
+        store = TokenStore.build(words, self.data.tokenizer, self.data.max_length, self.data.cache_dir)
+        device = self.module.device
+        vectors = encoder(store.batch(np.arange(len(words))).to(device), "user")[torch.from_numpy(index).to(device)]
+        return self.module.make_side("user", torch.full((len(texts),), -1, device=device), vectors)
+
+    def _rank(
+        self, names: list[str], users: Side, items: Side, candidates: Tensor, keys: Tensor | None, k: int
+    ) -> list[tuple[str, Ids, Tensor]]:
+        members, fused = self.module.grid(users, items)
+        scores = self.module.loss.score(fused).cpu()
+        by_member = self.module.loss.score(members).cpu()
+        best = top_k(scores, k, candidates, keys)
+        columns = torch.cat([scores.unsqueeze(-1), by_member], -1)
+        return [(name, b.numpy(), columns[i, b]) for i, (name, b) in enumerate(zip(names, best, strict=True))]
+
+    def _table(self, rows: list[tuple[str, Ids, Tensor]]) -> pa.Table:
+        position = np.concatenate([r[1] for r in rows]) if rows else np.zeros(0, np.int64)
+        titles = self.item_titles
+        scores = torch.cat([r[2] for r in rows])
+        columns: dict[str, Any] = {
+            USER: [name for name, best, _ in rows for _ in best],
+            "rank": [i + 1 for _, best, _ in rows for i in range(len(best))],
+            ITEM: [str(self.data.data.item_ids[p]) for p in position],
+            "title": [titles[p] for p in position],
+            "score": scores[:, 0].numpy(),
+        }
+        members = self.module.members
+        if len(members) > 1:
+            columns |= {name: scores[:, 1 + i].numpy() for i, name in enumerate(members) if name != FUSED}
+        return pa.table(columns)
+
+    def _allowed(self, allow: Sequence[str] | None, deny: Sequence[str] | None) -> Tensor:
+        ids = self.data.data.item_ids
+        mask = torch.full((len(ids),), allow is None)
+        if allow is not None:
+            mask[torch.from_numpy(self._positions(allow, ITEM, ids))] = True
+        if deny:
+            mask[torch.from_numpy(self._positions(deny, ITEM, ids))] = False
+        return mask
+
+    def _keys(self, column: str) -> Tensor:
+        items = self.data.data.items
+        if column not in items.column_names:
+            raise ConfigError(
+                f"the items have no column {column!r}", where="dedup_by", allowed=listing(items.column_names)
+            )
+        return torch.from_numpy(distinct([str(v).strip().casefold() for v in items[column]])[1])
+
+    @staticmethod
+    def _positions(asked: Sequence[str], column: str, ids: Any) -> Ids:
+        place = {str(known): i for i, known in enumerate(ids)}
+        unknown = [str(a) for a in asked if str(a) not in place]
+        if unknown:
+            raise DataError(
+                f"{len(unknown)} {column} of {len(asked)} are not in the data",
+                found=listing(unknown, 5),
+                allowed=f"{len(ids):,} ids such as {listing(list(ids[:3]))}",
+                fix="a new user can be described by a text" if column == USER else "",
+            )
+        return np.fromiter((place[str(a)] for a in asked), np.int64, len(asked))

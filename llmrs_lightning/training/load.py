@@ -1,0 +1,67 @@
+"""Load what a run directory holds."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+
+import torch
+
+from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.errors import DataError
+from llmrs_lightning.training.config import RecCLI, build
+from llmrs_lightning.training.module import JointRecommender
+from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, RunDirectory
+
+
+def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
+    """Build model and data of a run, and check that the data are still the same.
+
+    Args:
+        run: The run directory.
+        overrides: Options that differ from the run's configuration.
+
+    Raises:
+        DataError: If the data or their split are not those of the run.
+    """
+    cli = build(["--config", str(run.path / CONFIG), *overrides])
+    data: RecDataModule = cli.datamodule
+    data.setup()
+    recorded = run.read_json(ENVIRONMENT)
+    for name, now in (("data", data.data.fingerprint), ("split", data.split_fingerprint)):
+        then = recorded["fingerprints"][name]
+        if now != then:
+            raise DataError(
+                f"the {name} of this run have changed since it was trained" if name == "data" else "the split differs",
+                where=str(run.path),
+                found=f"fingerprint {now[:12]}",
+                allowed=f"fingerprint {then[:12]}",
+                fix="restore the files and options of the run, or train again",
+            )
+    return cli
+
+
+def load_weights(module: JointRecommender, run: RunDirectory) -> None:
+    """Load the best checkpoint; nothing but tensors and plain values is unpickled."""
+    path = run.checkpoint()
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        module.load_state_dict(state)
+    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise DataError(
+            "the checkpoint cannot be loaded",
+            where=str(path),
+            found=str(error).splitlines()[0],
+            fix="train again; the file is damaged or belongs to another configuration",
+        ) from error
+
+
+def load_run(path: str) -> tuple[JointRecommender, RecDataModule]:
+    """Return the trained model of a run directory, in evaluation mode, and its data."""
+    run = RunDirectory.open(path)
+    cli = restore(run)
+    module: JointRecommender = cli.model
+    module.spec = cli.datamodule.spec
+    module.configure_model()
+    load_weights(module, run)
+    return module.eval(), cli.datamodule

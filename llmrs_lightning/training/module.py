@@ -1,0 +1,422 @@
+"""The one LightningModule: encoder, features, members, fusion and loss in one computation graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, cast
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from llmrs_lightning.data.collate import RecBatch
+from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.ranking import RankingBatch
+from llmrs_lightning.data.spec import DataSpec
+from llmrs_lightning.data.tokens import TextBatch
+from llmrs_lightning.encoders import TextEncoder
+from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.features import BehaviourFeatures, Combine, Side, SideSizes
+from llmrs_lightning.fusion import Fusion, WeightedAverage
+from llmrs_lightning.scorers import CrossEncoderScorer, Scorer
+from llmrs_lightning.scorers.baselines import baselines
+from llmrs_lightning.training.evaluation import (
+    FUSED,
+    LOSS,
+    LOWER_IS_BETTER,
+    MONITOR,
+    PROBABILITY,
+    RATING,
+    Evaluation,
+    Results,
+)
+from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss
+from llmrs_lightning.training.optim import Optimization
+
+SideName = Literal["user", "item"]
+SIDES: tuple[SideName, SideName] = ("user", "item")
+
+
+class JointRecommender(pl.LightningModule):
+    """Score user-item pairs with text encoder, scorers and fusion that are trained together.
+
+    Args:
+        scorers: The members, by name.
+        encoder: Text encoder; null for a model without text vectors.
+        behaviour: Id, category and number features; null for text alone.
+        combine: How text vector and behaviour features become one vector a side.
+        fusion: How member scores become one score; null averages them.
+        loss: Training loss, on the fused score and on each member.
+        optimizer: Learning rates, decay and schedule.
+        member_loss_weight: Weight of the mean loss of the members beside the loss of the fused score.
+        frozen_epochs: First epochs in which the language model rests and its vectors are computed once; the scorers
+            start from there at the price of a few seconds an epoch.
+        ks: Cut-offs of the ranking metrics.
+        ranking: Rank the whole catalogue in validation and test; false evaluates pairs only.
+        monitor: Validation metric that early stopping and the best checkpoint follow.
+    """
+
+    def __init__(
+        self,
+        scorers: dict[str, Scorer],
+        encoder: TextEncoder | None = None,
+        behaviour: BehaviourFeatures | None = None,
+        combine: Combine | None = None,
+        fusion: Fusion | None = None,
+        loss: Loss | None = None,
+        optimizer: Optimization | None = None,
+        member_loss_weight: float = 0.2,
+        frozen_epochs: int = 0,
+        ks: list[int] | None = None,
+        ranking: bool = True,
+        monitor: str = "auc",
+    ) -> None:
+        super().__init__()
+        reserved = {FUSED, *baselines()}
+        if not scorers or reserved & set(scorers) or not all(n.isidentifier() for n in scorers):
+            raise ConfigError(
+                "the members cannot be named so",
+                where="model.scorers",
+                found=listing(scorers),
+                allowed=f"one or more names of letters, digits and _, other than {listing(sorted(reserved))}",
+            )
+        if ranking and not all(s.has_grid for s in scorers.values()):
+            pairs_only = [name for name, s in scorers.items() if not s.has_grid]
+            raise ConfigError(
+                f"{listing(pairs_only)} can score pairs but not rank a whole catalogue",
+                where="model.ranking",
+                found="true",
+                fix="set model.ranking to false",
+            )
+        self.scorers = nn.ModuleDict(scorers)
+        self.encoder, self.behaviour, self.combine = encoder, behaviour, combine or Combine()
+        self.fusion, self.loss = fusion or WeightedAverage(), loss or BinaryCrossEntropy()
+        self.optimizer = optimizer or Optimization()
+        self.member_loss_weight, self.frozen_epochs = member_loss_weight, frozen_epochs
+        self.ks, self.ranking, self.monitor = ks or [5, 10, 20], ranking, monitor
+        self.needs_tokens = any(s.needs_tokens for s in scorers.values())
+        self.spec: DataSpec | None = None
+        self.results: dict[str, Results] = {}
+        self.table: dict[str, Tensor] = {}
+        self.per_user: dict[str, Tensor] = {}
+        self._built = False
+        self._forget_vectors()
+
+    # ---- building
+
+    def setup(self, stage: str) -> None:
+        """Take the sizes of the data from the data module."""
+        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data.setup(stage)
+        data.ranking = self.ranking
+        self.spec = data.spec
+        if stage == "fit" and self.trainer.world_size > 1:
+            self._check_distributed()
+
+    def configure_model(self) -> None:
+        """Make all layers, now that the sizes are known; a second call does nothing."""
+        if self._built:
+            return
+        assert self.spec is not None
+        spec = self.spec
+        if self.encoder is not None:
+            if spec.texts is None:
+                raise ConfigError(
+                    "the model has a text encoder, and the data have no tokens",
+                    where="data.tokenizer",
+                    fix=f"set it to the encoder's model, {self.encoder.pretrained}",
+                )
+            self.encoder.build()
+        if self.behaviour is not None:
+            self.behaviour.build(spec.users, spec.items)
+        blocks = {side: self._widths(side) for side in SIDES}
+        self.combine.build(blocks)
+        text = self.encoder.output_size if self.encoder else 0
+        user, item = (
+            SideSizes(table.num_rows, sum(blocks[side]), text)
+            for side, table in zip(SIDES, (spec.users, spec.items), strict=True)
+        )
+        self.loss.build(spec.targets)
+        for scorer in self.members.values():
+            scorer.build(user, item, self.loss.num_outputs)
+        self.fusion.build(list(self.members))
+        self._built = True
+
+    @property
+    def members(self) -> dict[str, Scorer]:
+        """The scorers by name."""
+        return cast(dict[str, Scorer], dict(self.scorers.items()))
+
+    @property
+    def language_models(self) -> list[nn.Module]:
+        """The pretrained parts, which have their own learning rate."""
+        encoders: list[nn.Module] = list(self.encoder.backbones.values()) if self.encoder else []
+        return encoders + [s.backbone for s in self.members.values() if isinstance(s, CrossEncoderScorer)]
+
+    def _widths(self, side: SideName) -> list[int]:
+        text = [self.encoder.output_size] if self.encoder else []
+        behaviour = [self.behaviour.output_size(side)] if self.behaviour else []
+        return [width for width in text + behaviour if width]
+
+    def _check_distributed(self) -> None:
+        if self.trainer._accelerator_connector.use_distributed_sampler:  # type: ignore[attr-defined]
+            raise ConfigError(
+                "Lightning would replace the batch order, repeat rows and change metrics",
+                where="trainer.use_distributed_sampler",
+                found="true",
+                fix="set it to false; the loaders share rows out themselves",
+            )
+
+    # ---- from batch to outputs
+
+    @property
+    def encoder_learns(self) -> bool:
+        """Whether the language model is trained in this epoch."""
+        return self.encoder is not None and not self.encoder.frozen and self.current_epoch >= self.frozen_epochs
+
+    def make_side(self, side: SideName, position: Tensor, text: Tensor | None) -> Side:
+        """Combine what is known of users (or items) at `position` (B,), -1 for an unknown one, and `text` (B, D)."""
+        row = position + 1
+        index = self.behaviour.drop_ids(row) if self.behaviour else row
+        blocks = [] if text is None else [text]
+        if self.behaviour and self.behaviour.output_size(side):
+            blocks.append(self.behaviour(index, row, side))
+        features = self.combine(blocks, side) if blocks else torch.zeros(len(row), 0, device=row.device)
+        return Side(index, features, text)
+
+    def _batch_side(self, side: SideName, batch: RecBatch) -> Side:
+        position: Tensor = getattr(batch, side)
+        if not self.training and side in self._sides:
+            made = self._sides[side][position]
+        else:
+            made = self.make_side(side, position, self._batch_text(side, batch))
+        if self.needs_tokens:
+            tokens, mask = _unbucket(getattr(batch, f"{side}_texts"))
+            index = getattr(batch, f"{side}_text")
+            made = Side(made.index, made.features, made.text, tokens[index], mask[index])
+        return made
+
+    def _batch_text(self, side: SideName, batch: RecBatch) -> Tensor | None:
+        if self.encoder is None:
+            return None
+        if self.encoder_learns:
+            vectors = self.encoder(getattr(batch, f"{side}_texts"), side)
+        else:
+            ids, pooled = self._pooled_vectors(side)
+            vectors = self.encoder.head(pooled[torch.searchsorted(ids, getattr(batch, f"{side}_text_ids"))], side)
+        return cast(Tensor, vectors[getattr(batch, f"{side}_text")])
+
+    def forward(self, batch: RecBatch) -> tuple[Tensor, Tensor]:
+        """Score pairs.
+
+        Returns:
+            Member outputs (B, M, C) and fused outputs (B, C), float32.
+        """
+        user, item = self._batch_side("user", batch), self._batch_side("item", batch)
+        members = torch.stack([scorer(user, item).float() for scorer in self.members.values()], 1)
+        return members, self.fusion(members)
+
+    def grid(self, users: Side, items: Side) -> tuple[Tensor, Tensor]:
+        """Score every user with every item: member outputs (U, N, M, C) and fused outputs (U, N, C)."""
+        members = torch.stack([scorer.grid(users, items).float() for scorer in self.members.values()], 2)
+        return members, self.fusion(members)
+
+    # ---- text vectors that are computed once
+
+    def _forget_vectors(self) -> None:
+        self._pooled: dict[str, tuple[Tensor, Tensor]] = {}
+        self._sides: dict[str, Side] = {}
+
+    @torch.no_grad()
+    def _pooled_vectors(self, side: SideName) -> tuple[Tensor, Tensor]:
+        """Return the distinct text numbers of one side (T,), ascending, and their pooled vectors (T, H)."""
+        if side not in self._pooled:
+            assert self.spec is not None
+            assert self.spec.texts is not None
+            assert self.encoder is not None
+            store = self.spec.texts.store
+            ids = torch.from_numpy(getattr(self.spec.texts, side)).unique()
+            pooled = torch.zeros(len(ids), self.encoder.hidden_size, device=self.device)
+            training = self.encoder.training
+            self.encoder.eval()
+            with tqdm(total=len(ids), desc=f"encode {side} texts", unit="text", delay=3, leave=False) as bar:
+                for chunk in store.chunks(ids.numpy()):
+                    batch = store.batch(chunk).to(self.device)
+                    rows = torch.searchsorted(ids, torch.from_numpy(chunk)).to(self.device)
+                    pooled[rows] = self.encoder.pooled(batch, side).to(pooled.dtype)
+                    bar.update(len(chunk))
+            self.encoder.train(training)
+            self._pooled[side] = ids.to(self.device), pooled
+        return self._pooled[side]
+
+    @torch.no_grad()
+    def all_sides(self) -> tuple[Side, Side]:
+        """Return all users and all items of the data, their texts encoded once with the current weights."""
+        assert self.spec is not None
+        for side, table in zip(SIDES, (self.spec.users, self.spec.items), strict=True):
+            if side not in self._sides:
+                text = None
+                if self.encoder is not None and self.spec.texts is not None:
+                    ids, pooled = self._pooled_vectors(side)
+                    numbers = torch.from_numpy(getattr(self.spec.texts, side)).to(self.device)
+                    text = self.encoder.head(pooled, side)[torch.searchsorted(ids, numbers)]
+                self._sides[side] = self.make_side(side, torch.arange(table.num_rows, device=self.device), text)
+        return self._sides["user"], self._sides["item"]
+
+    def on_fit_start(self) -> None:
+        """Forget vectors of earlier weights."""
+        self._forget_vectors()
+
+    # ---- training
+
+    def training_step(self, batch: RecBatch, batch_idx: int) -> Tensor:
+        """Return the mean loss over the rows of all processes (DDP averages gradients over processes)."""
+        members, fused = self(batch)
+        rows = self.loss(fused, batch.label, batch.rating)
+        for member in members.unbind(1):
+            rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, batch.label, batch.rating)
+        loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
+        if not torch.isfinite(loss):
+            raise DataError(
+                f"the loss is {loss.item()} at step {self.global_step}",
+                where=f"epoch {self.current_epoch}, batch {batch_idx}",
+                fix="lower model.optimizer.learning_rate, or set trainer.gradient_clip_val",
+            )
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        """Drop vectors that the step has made stale."""
+        self._sides = {}
+        if self.encoder_learns:
+            self._pooled = {}
+
+    def configure_optimizers(self) -> Any:
+        """Make the optimiser and a schedule stepped every step."""
+        total = int(self.trainer.estimated_stepping_batches)
+        per_epoch = max(total // max(self.trainer.max_epochs or 1, 1), 1)
+        optimizer, scheduler = self.optimizer.build(
+            self, self.language_models, total, per_epoch, encoder_start=self.frozen_epochs * per_epoch
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # ---- evaluation
+
+    def _start(self, stage: Literal["val", "test"]) -> None:
+        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        assert self.spec is not None
+        extra = [LOSS]
+        probe = torch.zeros(1, self.loss.num_outputs, device=self.device)
+        extra += [name for name in (PROBABILITY, RATING) if getattr(self.loss, name)(probe) is not None]
+        systems: dict[str, list[str]] = {FUSED: extra}
+        if len(self.members) > 1:
+            systems |= dict.fromkeys(self.members, extra)
+        self.baselines = baselines() if stage == "test" else {}
+        for name, baseline in self.baselines.items():
+            baseline.fit(self.spec.train, self.spec.users.num_rows, self.spec.items.num_rows)
+            systems[name] = []
+        self.evaluation = Evaluation(systems, data.pairs(stage), self.spec.users.num_rows, self.ks).to(self.device)
+        self.all_sides()
+
+    def _evaluate(self, batch: RecBatch | RankingBatch) -> None:
+        if isinstance(batch, RecBatch):
+            self.evaluation.add_pairs(batch.rows, self.score_pairs(batch))
+            return
+        users, items = self.all_sides()
+        members, fused = self.grid(users[batch.user], items)
+        grids = {FUSED: self.loss.score(fused)}
+        if len(self.members) > 1:
+            grids |= dict(zip(self.members, self.loss.score(members).unbind(2), strict=True))
+        item = torch.arange(len(items), device=self.device)
+        grids |= {name: b.score(batch.user.unsqueeze(1), item) for name, b in self.baselines.items()}
+        for system, scores in grids.items():
+            self.evaluation.add_ranking(system, scores, batch.relevant, batch.user, batch.candidates)
+
+    def score_pairs(self, batch: RecBatch) -> Mapping[str, Mapping[str, Tensor]]:
+        """Return score, loss, probability and rating of each system, (B,) each, as far as the loss defines them."""
+        members, fused = self(batch)
+        outputs = {FUSED: fused}
+        if len(self.members) > 1:
+            outputs |= dict(zip(self.members, members.unbind(1), strict=True))
+        values: dict[str, dict[str, Tensor]] = {}
+        for system, output in outputs.items():
+            columns = {"score": self.loss.score(output), LOSS: self.loss(output, batch.label, batch.rating)}
+            columns |= {PROBABILITY: self.loss.probability(output), RATING: self.loss.rating(output)}
+            values[system] = {name: column for name, column in columns.items() if column is not None}
+        return values | {name: {"score": b.score(batch.user, batch.item)} for name, b in self.baselines.items()}
+
+    def _finish(self, stage: Literal["val", "test"]) -> None:
+        results, self.table, self.per_user = self.evaluation.compute()
+        self.results[stage] = results
+        for system, metrics in results.items():
+            prefix = stage if system == FUSED else f"{stage}/{system}"
+            shown = {"auc", f"ndcg@{self.ks[-1]}"} if system == FUSED else set()
+            for name, value in metrics.items():
+                self.log(f"{prefix}/{name}", value, prog_bar=name in shown, rank_zero_only=True)
+        if stage == "val":
+            fused = results[FUSED]
+            if self.monitor not in fused:
+                raise ConfigError(
+                    f"there is no validation metric {self.monitor!r} to follow",
+                    where="model.monitor",
+                    found=self.monitor,
+                    allowed=listing(fused, 40),
+                )
+            value = fused[self.monitor]
+            if value != value:
+                raise ConfigError(
+                    f"the validation metric {self.monitor!r} is not defined on these data",
+                    where="model.monitor",
+                    fix="choose another: auc needs both classes, rankings need positive rows",
+                )
+            self.log(MONITOR, -value if self.monitor in LOWER_IS_BETTER else value)
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode all texts with the current weights."""
+        self._start("val")
+
+    def validation_step(self, batch: RecBatch | RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pairs, or rank users."""
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log all metrics."""
+        self._finish("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Encode all texts with the current weights."""
+        self._start("test")
+
+    def test_step(self, batch: RecBatch | RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score pairs, or rank users."""
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log all metrics."""
+        self._finish("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Encode all texts with the current weights."""
+        self.baselines = {}
+        self.all_sides()
+
+    def predict_step(self, batch: RecBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Return the row numbers and each column of each system, (B,) each."""
+        columns = {"row": batch.rows.cpu()}
+        for system, values in self.score_pairs(batch).items():
+            for name, value in values.items():
+                if name != LOSS:
+                    columns[system if name == "score" else f"{system}_{name}"] = value.float().cpu()
+        return columns
+
+
+def _unbucket(texts: TextBatch) -> tuple[Tensor, Tensor]:
+    """Return tokens and mask, each (U, L), of bucketed texts in the order of `texts.position`."""
+    width = max(ids.shape[1] for ids in texts.input_ids)
+    pad = [(0, width - ids.shape[1]) for ids in texts.input_ids]
+    tokens, mask = (
+        torch.cat([nn.functional.pad(t, p) for t, p in zip(part, pad, strict=True)])[texts.position]
+        for part in (texts.input_ids, texts.attention_mask)
+    )
+    return tokens, mask.bool()

@@ -1,0 +1,121 @@
+"""Optimiser and learning-rate schedule: two learning rates, and decay only where it belongs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from llmrs_lightning.errors import ConfigError
+
+NORMS = (nn.LayerNorm, nn.BatchNorm1d, nn.RMSNorm)
+Tables = (nn.Embedding, nn.EmbeddingBag)
+
+
+@dataclass
+class Optimization:
+    """How the weights are learned.
+
+    Args:
+        name: `adamw` decays weights apart from the gradient, `adam` adds the decay to it (L2).
+        learning_rate: For scorers, features, projections and fusion.
+        encoder_learning_rate: For the language model.
+        weight_decay: Of weight matrices; biases and normalisation layers have none.
+        embedding_weight_decay: Of id and category embeddings outside the language model.
+        schedule: `linear` or `cosine` fall to 0, `step` multiplies by `gamma` every `step_size` epochs, or `constant`.
+        warmup: Share of the steps during which the rate rises from 0; for the language model, counted from the step at
+            which it starts to learn.
+        step_size: Epochs between two drops of `step`.
+        gamma: Factor of a drop.
+    """
+
+    name: Literal["adamw", "adam"] = "adamw"
+    learning_rate: float = 1e-3
+    encoder_learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    embedding_weight_decay: float = 0.0
+    schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
+    warmup: float = 0.05
+    step_size: int = 1
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.warmup < 1:
+            raise ConfigError("warmup is a share of the steps", where="model.optimizer.warmup", found=str(self.warmup))
+
+    def groups(self, module: nn.Module, encoders: Iterable[nn.Module]) -> list[dict[str, object]]:
+        """Sort the trainable parameters of `module` into groups by learning rate and decay.
+
+        Args:
+            module: The whole model.
+            encoders: The language models inside it.
+        """
+        encoder_parameters = {id(p) for encoder in encoders for p in encoder.parameters()}
+        groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+        for owner in module.modules():
+            for parameter in owner.parameters(recurse=False):
+                if not parameter.requires_grad:
+                    continue
+                part = "encoder" if id(parameter) in encoder_parameters else "head"
+                decay = self.weight_decay
+                if parameter.ndim < 2 or isinstance(owner, NORMS):
+                    decay = 0.0
+                elif isinstance(owner, Tables) and part == "head":
+                    decay = self.embedding_weight_decay
+                groups.setdefault((part, decay), []).append(parameter)
+        rates = {"encoder": self.encoder_learning_rate, "head": self.learning_rate}
+        return [
+            {"params": params, "lr": rates[part], "weight_decay": decay, "name": f"{part}, decay {decay:g}"}
+            for (part, decay), params in groups.items()
+        ]
+
+    def build(
+        self,
+        module: nn.Module,
+        encoders: Iterable[nn.Module],
+        total_steps: int,
+        steps_per_epoch: int,
+        encoder_start: int = 0,
+    ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        """Make the optimiser and a schedule that is stepped after every training step.
+
+        Args:
+            module: The whole model.
+            encoders: The language models inside it.
+            total_steps: Steps of the whole training.
+            steps_per_epoch: Steps of an epoch.
+            encoder_start: Step at which the language models start to learn.
+        """
+        groups = self.groups(module, encoders)
+        if not groups:
+            raise ConfigError("nothing is left to train", where="model", fix="unfreeze the encoder or add a scorer")
+        fused = all(p.is_cuda for g in groups for p in g["params"])  # type: ignore[attr-defined]
+        factory = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
+        optimizer = factory(groups, fused=fused)
+        factors = [
+            self._factor(total_steps, steps_per_epoch, encoder_start if str(g["name"]).startswith("encoder") else 0)
+            for g in groups
+        ]
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+    def _factor(self, total: int, per_epoch: int, start: int) -> Callable[[int], float]:
+        warmup = math.ceil(self.warmup * (total - start))
+
+        def factor(step: int) -> float:
+            done = step - start
+            if done < 0:
+                return 0.0
+            if done < warmup:
+                return (done + 1) / (warmup + 1)
+            if self.schedule == "step":
+                return self.gamma ** (step // max(per_epoch, 1) // self.step_size)
+            if self.schedule == "constant":
+                return 1.0
+            progress = min((done - warmup) / max(total - start - warmup, 1), 1.0)
+            return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+
+        return factor
