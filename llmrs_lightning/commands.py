@@ -69,7 +69,7 @@ def fit(args: Sequence[str]) -> None:
         if trainer.is_global_zero:
             run.write_text(CONFIG, cli.resolved())
             save_parts(data.parts, run.path / SPLIT)
-            fingerprints = {"data": data.data.fingerprint, "split": data.split_fingerprint}
+            fingerprints = data.fingerprints
             run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=fingerprints))
         seconds = {"prepare": time.perf_counter() - started}
         _say(f"run {run.path}: {_describe(data)}")
@@ -155,10 +155,13 @@ def _report_fit(
         lists = Recommender(module, data).recommend(users, k=10, seen_parts=PARTS[:-1])
         show("", lists_table(lists, "top 10", liked, "★ liked in the test part"))
     where = "off" if wandb is None else ("failed" if wandb.failed else str(run.path / "wandb"))
+    if wandb is not None and wandb.offline:
+        where += f"  (offline; upload it with: wandb sync {run.path}/wandb/offline-run-*)"
     show(
         "",
         f"run directory  {run.path}",
-        f"W&B            {where}" + (f"  (wandb sync {run.path}/wandb/offline-run-*)" if wandb and wandb._offline else ""),
+        f"W&B            {where}"
+        + (f"  (wandb sync {run.path}/wandb/offline-run-*)" if wandb and wandb._offline else ""),
         f"next           llmrs recommend --run {run.path} --users {data.data.user_ids[0]} --k 10",
         f"               llmrs predict --run {run.path} --pairs pairs.csv --out scored.csv",
     )
@@ -217,12 +220,12 @@ def predict(args: Sequence[str]) -> None:
             )
         positions.append(place.to_numpy().astype("int64"))
     batches = trainer.predict(cli.model, data.pair_loader(*positions)) or []
-    rows = torch.cat([b["row"] for b in batches]) if batches else torch.zeros(0, dtype=torch.int64)  # type: ignore[call-overload,index]
+    rows = torch.cat([b["row"] for b in batches]) if batches else torch.zeros(0, dtype=torch.int64)
     order = rows.argsort()
     table = pairs.data.table.combine_chunks()
     for name in batches[0] if batches else []:
         if name != "row":
-            values = torch.cat([b[name] for b in batches])[order]  # type: ignore[call-overload,index]
+            values = torch.cat([b[name] for b in batches])[order]
             column = "score" if name == "fused" else name.replace("fused_", "")
             table = table.append_column(_free_name(column, table.column_names), pa.array(values.numpy()))
     _write(table, known.out)

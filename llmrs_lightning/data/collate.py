@@ -7,13 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from llmrs_lightning.data.pairs import BatchNegatives, Pairs
+from llmrs_lightning.data.samplers import BatchKey
 from llmrs_lightning.data.tokens import Ids, TextBatch, TokenStore
-
-UNKNOWN = -1
-Floats = NDArray[np.float32]
 
 
 @dataclass
@@ -21,7 +19,7 @@ class RecBatch:
     """One batch of user-item pairs.
 
     Args:
-        rows: (B,) row number of each pair in its table.
+        rows: (B,) row number of each pair in its table, -1 for a pair drawn as a negative.
         user: (B,) position in the users table, -1 for an unknown user.
         item: (B,) position in the items table, -1 for an unknown item.
         label: (B,) float32, 1 for a positive pair; NaN where it is not known.
@@ -79,50 +77,34 @@ class Texts:
     item: Ids
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """User-item pairs as arrays, (R,) each: positions in the users and items table, label and rating."""
-
-    user: Ids
-    item: Ids
-    label: Floats
-    rating: Floats
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    @classmethod
-    def unlabelled(cls, user: Ids, item: Ids) -> Pairs:
-        """Make pairs whose label and rating are not known."""
-        unknown = np.full(len(user), np.nan, np.float32)
-        return cls(user, item, unknown, unknown)
-
-
 class PairDataset(torch.utils.data.Dataset[RecBatch]):
     """Pairs read a whole batch at a time: `dataset[rows]` is a `RecBatch`.
 
     Args:
         pairs: The pairs.
         texts: Their texts; None for a model without text.
+        negatives: Draws unobserved pairs into each batch; None for none.
     """
 
-    def __init__(self, pairs: Pairs, texts: Texts | None = None) -> None:
-        self.pairs, self.texts = pairs, texts
+    def __init__(self, pairs: Pairs, texts: Texts | None = None, negatives: BatchNegatives | None = None) -> None:
+        self.pairs, self.texts, self.negatives = pairs, texts, negatives
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: tuple[Ids, int]) -> RecBatch:
-        """Return the rows `key[0]`, part of a batch of `key[1]` rows over all processes."""
-        rows, global_rows = key
-        pairs = self.pairs
-        user, item = pairs.user[rows], pairs.item[rows]
-        batch = RecBatch(
-            *(torch.from_numpy(a) for a in (rows, user, item, pairs.label[rows], pairs.rating[rows])),
-            global_rows=global_rows,
-        )
+    def __getitem__(self, key: BatchKey) -> RecBatch:
+        """Return this process's piece of the batch `key`, and the negatives that belong to it."""
+        rows, pairs = key.mine(key.rows), self.pairs.take(key.mine(key.rows))
+        global_rows = len(key.rows)
+        if self.negatives is not None:
+            drawn = self.negatives.draw(self.pairs.take(key.rows), key.draw)
+            global_rows += len(drawn)
+            mine = drawn.take(key.mine(np.arange(len(drawn))))
+            rows, pairs = np.concatenate([rows, np.full(len(mine), -1)]), pairs.join(mine)
+        columns: dict[str, Any] = {name: torch.from_numpy(values) for name, values in vars(pairs).items()}
+        batch = RecBatch(torch.from_numpy(rows), **columns, global_rows=global_rows)
         if self.texts is not None:
-            for side, index, numbers in (("user", user, self.texts.user), ("item", item, self.texts.item)):
+            for side, index, numbers in (("user", pairs.user, self.texts.user), ("item", pairs.item, self.texts.item)):
                 ids, inverse = np.unique(numbers[index], return_inverse=True)
                 setattr(batch, f"{side}_text", torch.from_numpy(inverse))
                 setattr(batch, f"{side}_text_ids", torch.from_numpy(ids))

@@ -8,7 +8,8 @@ import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from llmrs_lightning.data.collate import PairDataset, Pairs, RecBatch, Texts
+from llmrs_lightning.data.collate import PairDataset, RecBatch, Texts
+from llmrs_lightning.data.pairs import BatchNegatives, Pairs
 from llmrs_lightning.data.ranking import RankingDataset
 from llmrs_lightning.data.samplers import BatchOrder, Blocks, InOrder, Shuffled
 from llmrs_lightning.data.schema import RecData, Schema
@@ -38,6 +39,8 @@ class RecDataModule(pl.LightningDataModule):
         eval_batch_size: Rows a step in validation, test and prediction.
         sampler: `shuffled` draws rows at random; `blocks` draws rows that share users and items, so that a batch holds
             few distinct texts.
+        negatives: Unobserved pairs a training row, drawn from the users and items of its batch with label 0; they teach
+            a model to rank the whole catalogue. 0 learns from the observed labels alone, and ratings need 0.
         num_workers: Worker processes of each loader.
         seed: Seed of the batch order.
         cache_dir: Where tokens are kept; null for $LLMRS_CACHE or ~/.cache/llmrs_lightning.
@@ -55,6 +58,7 @@ class RecDataModule(pl.LightningDataModule):
         batch_size: int = 2048,
         eval_batch_size: int = 8192,
         sampler: Literal["shuffled", "blocks"] = "shuffled",
+        negatives: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
         cache_dir: str | None = None,
@@ -74,7 +78,7 @@ class RecDataModule(pl.LightningDataModule):
         self.user_text, self.item_text = user_text, item_text
         self.tokenizer, self.max_length, self.cache_dir = tokenizer, max_length, cache_dir
         self.batch_size, self.eval_batch_size, self.sampler = batch_size, eval_batch_size, sampler
-        self.num_workers, self.seed = num_workers, seed
+        self.negatives, self.num_workers, self.seed = negatives, num_workers, seed
         self.ranking = True
         self._ready = False
 
@@ -92,7 +96,6 @@ class RecDataModule(pl.LightningDataModule):
             return
         self.data: RecData = self.schema.validate(self.source.load())
         self.parts: Parts = self.splitter.split(self.data)
-        self.split_fingerprint = fingerprint(self.parts)
         schema = self.schema
         train = self.pairs("train")
         self.spec = DataSpec(
@@ -101,8 +104,15 @@ class RecDataModule(pl.LightningDataModule):
             Targets.of(train, schema.positive_from),
             train,
             self._texts(),
+            has_negatives=self.negatives > 0,
         )
         self._ready = True
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the interactions, of the split's rows, and of texts and tokeniser."""
+        prints = {"interactions": self.data.fingerprint, "split rows": fingerprint(self.parts)}
+        return prints | ({"texts": self.spec.texts.store.fingerprint} if self.spec.texts else {})
 
     def _texts(self) -> Texts | None:
         if not self.tokenizer:
@@ -120,8 +130,8 @@ class RecDataModule(pl.LightningDataModule):
 
     def pairs(self, *parts: str) -> Pairs:
         """Return the pairs of these parts, in the order of `rows`."""
-        rows, all_rows = self.rows(*parts), self.data.interactions
-        return Pairs(all_rows.user[rows], all_rows.item[rows], all_rows.label[rows], all_rows.rating[rows])
+        events = self.data.interactions
+        return Pairs(events.user, events.item, events.label, events.rating).take(self.rows(*parts))
 
     def seen(self, stage: Literal["val", "test"]) -> Pairs:
         """Return the pairs that take no rank at `stage`: all that came before it in train, val, fusion, test."""
@@ -135,7 +145,8 @@ class RecDataModule(pl.LightningDataModule):
             order = Blocks(train.user, train.item, self.batch_size, self.seed)
         else:
             order = Shuffled(len(train), self.batch_size, self.seed)
-        return self._loader(PairDataset(train, self.spec.texts), order)
+        negatives = BatchNegatives(train, len(self.data.items), self.negatives) if self.negatives else None
+        return self._loader(PairDataset(train, self.spec.texts, negatives), order)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return the validation pairs, then the users to rank."""

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llmrs_lightning.data.collate import Pairs
-from llmrs_lightning.data.samplers import Key
+from llmrs_lightning.data.pairs import Pairs
+from llmrs_lightning.data.samplers import BatchKey
 from llmrs_lightning.data.tokens import Ids
 
 
@@ -87,9 +87,9 @@ class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
     def __len__(self) -> int:
         return len(self.users)
 
-    def __getitem__(self, key: Key) -> RankingBatch:
-        """Return the users at the positions `key[0]`."""
-        users = self.users[key[0]]
+    def __getitem__(self, key: BatchKey) -> RankingBatch:
+        """Return this process's piece of the users at the positions `key.rows`."""
+        users = self.users[key.mine(key.rows)]
         relevant = self.relevant.mask(users, self.num_items)
         # an item that is to be found again stays a candidate
         candidates = ~self.seen.mask(users, self.num_items) | relevant

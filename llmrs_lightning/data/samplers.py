@@ -4,17 +4,35 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from llmrs_lightning.data.tokens import Ids
 
-Key = tuple[Ids, int]
+
+class BatchKey(NamedTuple):
+    """One batch, as a data set is asked for it.
+
+    Args:
+        rows: (G,) rows of the batch over all processes.
+        part: The piece of this process, as (rank, number of processes).
+        draw: Seeds of whatever is drawn for this batch; equal on all processes.
+    """
+
+    rows: Ids
+    part: tuple[int, int]
+    draw: tuple[int, int, int]
+
+    def mine(self, values: Ids) -> Ids:
+        """Return this process's piece of `values`, one value a row of the whole batch."""
+        rank, world_size = self.part
+        return np.array_split(values, world_size)[rank]
 
 
-class BatchOrder(torch.utils.data.Sampler[Key], ABC):
-    """Yield (rows of this process, rows over all processes) a batch.
+class BatchOrder(torch.utils.data.Sampler[BatchKey], ABC):
+    """Yield one key a batch.
 
     The global batches depend on seed and epoch alone. Each is cut into one piece a process, so that the union over
     processes is the single-process order, and no row is repeated to even the pieces out.
@@ -40,9 +58,9 @@ class BatchOrder(torch.utils.data.Sampler[Key], ABC):
     def __len__(self) -> int:
         return -(-self.num_rows // self.batch_size)
 
-    def __iter__(self) -> Iterator[Key]:
-        for batch in self.batches():
-            yield np.array_split(batch, self.world_size)[self.rank], len(batch)
+    def __iter__(self) -> Iterator[BatchKey]:
+        for number, batch in enumerate(self.batches()):
+            yield BatchKey(batch, (self.rank, self.world_size), (self.seed, self.epoch, number))
 
     @abstractmethod
     def batches(self) -> Iterator[Ids]:
@@ -101,4 +119,5 @@ class Blocks(BatchOrder):
     def _deal(self, rng: np.random.Generator, side: Ids) -> Ids:
         """Give each user (or item) of `side` (R,) a random group; groups differ by at most one member."""
         count = int(side.max(initial=-1)) + 1
-        return (rng.permutation(count) % self.groups)[side]
+        group: Ids = rng.permutation(count) % self.groups
+        return group[side]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmrs_lightning.data.collate import Pairs, Texts
+from llmrs_lightning.data.collate import Texts
+from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.side import SideTable
 
 
@@ -52,6 +53,7 @@ class DataSpec:
         targets: Labels and ratings of the training rows.
         train: The training pairs, for baselines and for what a user has seen.
         texts: Tokens; None for a model without text.
+        has_negatives: Training batches hold drawn pairs, which have a label and no rating.
     """
 
     users: SideTable
@@ -59,3 +61,4 @@ class DataSpec:
     targets: Targets
     train: Pairs
     texts: Texts | None
+    has_negatives: bool = False

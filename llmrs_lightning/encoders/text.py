@@ -67,6 +67,7 @@ class TextEncoder(nn.Module):
                 backbone.pooler = None  # we pool ourselves; unused weights would have no gradient
             _set_dropout(backbone, self.dropout)
             backbone.requires_grad_(not self.frozen)
+            backbone.train(not self.frozen)  # from_pretrained leaves it in evaluation mode
             self.backbones[tower] = backbone
         self.hidden_size = int(backbone.config.hidden_size)
         self.output_size = self.projection_size or self.hidden_size

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,8 @@ class Side:
 
     def __getitem__(self, rows: Tensor | slice) -> Side:
         """Select rows of every tensor."""
-        values = (getattr(self, f.name) for f in fields(self))
-        return Side(*(None if v is None else v[rows] for v in values))
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Side(**{name: None if value is None else value[rows] for name, value in values.items()})
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Combine(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.norms = nn.ModuleDict()
 
-    def build(self, widths: dict[str, list[int]]) -> None:
+    def build(self, widths: Mapping[str, list[int]]) -> None:
         """Make the normalisation layers; `widths` lists the blocks of each side."""
         if self.mode == "concat_normalize":
             for side, blocks in widths.items():
@@ -69,5 +70,6 @@ class Combine(nn.Module):
     def forward(self, blocks: list[Tensor], side: str) -> Tensor:
         """Combine the blocks of one side."""
         if self.mode == "concat_normalize":
-            blocks = [norm(block) for norm, block in zip(self.norms[side], blocks, strict=True)]  # type: ignore[arg-type]
+            norms = cast(nn.ModuleList, self.norms[side])
+            blocks = [norm(block) for norm, block in zip(norms, blocks, strict=True)]
         return torch.as_tensor(self.drop(torch.cat(blocks, -1)))

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from llmrs_lightning.data.collate import Pairs
+from llmrs_lightning.data.pairs import Pairs
 
 
 class Baseline(ABC):
@@ -49,7 +49,7 @@ class Popularity(Baseline):
     def score(self, user: Tensor, item: Tensor) -> Tensor:
         """Return the item's count."""
         counts = self.counts.to(item.device)[item]
-        return counts.expand(torch.broadcast_shapes(user.shape, item.shape))
+        return torch.zeros_like(user, dtype=counts.dtype) + counts
 
 
 def baselines() -> dict[str, Baseline]:

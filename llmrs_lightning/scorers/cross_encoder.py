@@ -59,7 +59,7 @@ class CrossEncoderScorer(Scorer):
         """Load the language model and make the head."""
         from llmrs_lightning.pretrained import load_model
 
-        self.backbone = load_model(self.pretrained)
+        self.backbone = load_model(self.pretrained).train()
         if getattr(self.backbone, "pooler", None) is not None:
             self.backbone.pooler = None
         self.has_types = getattr(self.backbone.config, "type_vocab_size", 0) > 1

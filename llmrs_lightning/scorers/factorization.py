@@ -15,8 +15,8 @@ class MFScorer(Scorer):
     """Score = user vector . item vector + user bias + item bias + bias.
 
     Source: Koren, Bell and Volinsky, 2009, Matrix Factorization Techniques for Recommender Systems. With
-    `use_features`, a linear map of the side's features is added to each id vector, so that similar users and items start
-    near one another and an unknown one still gets a vector (Kula, 2015, LightFM).
+    `use_features`, a linear map of the side's features is added to each id vector, so that similar users and items
+    start near one another and an unknown one still gets a vector (Kula, 2015, LightFM).
 
     Requirements:
         Ids; an unknown user or item gets the vector of the unknown slot.

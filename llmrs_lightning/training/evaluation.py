@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from llmrs_lightning.data.collate import Pairs
+from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.metrics import PairMetrics, RankingMetrics, grouped_auc, pair_metrics
 
 Results = dict[str, dict[str, float]]
@@ -28,9 +29,7 @@ class Evaluation(nn.Module):
         ks: Cut-offs of the ranking metrics.
     """
 
-    def __init__(
-        self, systems: Mapping[str, Sequence[str]], target: Pairs, num_users: int, ks: Sequence[int]
-    ) -> None:
+    def __init__(self, systems: Mapping[str, Sequence[str]], target: Pairs, num_users: int, ks: Sequence[int]) -> None:
         super().__init__()
         self.systems, self.target = systems, target
         self.columns = [name for system, extra in systems.items() for name in (system, *_columns(system, extra))]
@@ -45,15 +44,13 @@ class Evaluation(nn.Module):
             rows: (B,) row numbers in `target`.
             values: For each system its `score` and its other columns, (B,) each.
         """
-        columns = [
-            values[system][name].float() for system, extra in self.systems.items() for name in ("score", *extra)
-        ]
+        columns = [values[system][name].float() for system, extra in self.systems.items() for name in ("score", *extra)]
         self.pairs.update(rows, torch.stack(columns, 1))
 
     def add_ranking(self, system: str, scores: Tensor, relevant: Tensor, users: Tensor, candidates: Tensor) -> None:
         """Add the scores (U, N) of some users against the whole catalogue."""
         self.ranked = True
-        self.ranking[system].update(scores, relevant, users, candidates)
+        cast(RankingMetrics, self.ranking[system]).update(scores, relevant, users, candidates)
 
     def compute(self) -> tuple[Results, dict[str, Tensor], dict[str, Tensor]]:
         """Compute all metrics over all processes; call it on each of them.
@@ -82,10 +79,8 @@ class Evaluation(nn.Module):
             )
             if LOSS in extra:
                 metrics[LOSS] = float(table[f"{system}_{LOSS}"].double().mean())
-            values, counts, groups = grouped_auc(table[system], labels, users)
-            del counts
-            ranking = self.ranking[system]
-            assert isinstance(ranking, RankingMetrics)
+            values, _, groups = grouped_auc(table[system], labels, users)
+            ranking = cast(RankingMetrics, self.ranking[system])
             per_user[f"{system}/auc"] = torch.full((ranking.num_groups,), torch.nan, dtype=torch.float64)
             per_user[f"{system}/auc"][groups] = values
             if self.ranked:

@@ -27,15 +27,14 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
     cli = build(["--config", str(run.path / CONFIG), *overrides])
     data: RecDataModule = cli.datamodule
     data.setup()
-    recorded = run.read_json(ENVIRONMENT)
-    for name, now in (("data", data.data.fingerprint), ("split", data.split_fingerprint)):
-        then = recorded["fingerprints"][name]
-        if now != then:
+    recorded = run.read_json(ENVIRONMENT)["fingerprints"]
+    for name, now in data.fingerprints.items():
+        if now != recorded.get(name):
             raise DataError(
-                f"the {name} of this run have changed since it was trained" if name == "data" else "the split differs",
+                f"the {name} of this run have changed since it was trained",
                 where=str(run.path),
                 found=f"fingerprint {now[:12]}",
-                allowed=f"fingerprint {then[:12]}",
+                allowed=f"fingerprint {recorded.get(name, 'none')[:12]}",
                 fix="restore the files and options of the run, or train again",
             )
     return cli

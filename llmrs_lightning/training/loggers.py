@@ -37,8 +37,9 @@ class SafeWandbLogger(WandbLogger):
     """A WandbLogger whose failures cost the dashboard and not the run: one warning, then silence."""
 
     def __init__(self, **options: Any) -> None:
-        self.failed = False
+        self.failed, self.offline = False, bool(options.get("offline"))
         super().__init__(**options)
+        self._wandb_init.pop("anonymous", None)  # wandb warns of it even if it is not set
 
     def _attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if self.failed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -130,13 +131,19 @@ class JointRecommender(pl.LightningModule):
             self.encoder.build()
         if self.behaviour is not None:
             self.behaviour.build(spec.users, spec.items)
-        blocks = {side: self._widths(side) for side in SIDES}
+        blocks: dict[str, list[int]] = {side: self._widths(side) for side in SIDES}
         self.combine.build(blocks)
         text = self.encoder.output_size if self.encoder else 0
         user, item = (
             SideSizes(table.num_rows, sum(blocks[side]), text)
             for side, table in zip(SIDES, (spec.users, spec.items), strict=True)
         )
+        if spec.has_negatives and not isinstance(self.loss, BinaryCrossEntropy):
+            raise ConfigError(
+                f"{type(self.loss).__name__} learns from ratings, and drawn negatives have none",
+                where="data.negatives",
+                fix="set it to 0, or use BinaryCrossEntropy",
+            )
         self.loss.build(spec.targets)
         for scorer in self.members.values():
             scorer.build(user, item, self.loss.num_outputs)
@@ -160,7 +167,7 @@ class JointRecommender(pl.LightningModule):
         return [width for width in text + behaviour if width]
 
     def _check_distributed(self) -> None:
-        if self.trainer._accelerator_connector.use_distributed_sampler:  # type: ignore[attr-defined]
+        if self.trainer._accelerator_connector.use_distributed_sampler:
             raise ConfigError(
                 "Lightning would replace the batch order, repeat rows and change metrics",
                 where="trainer.use_distributed_sampler",
@@ -236,7 +243,7 @@ class JointRecommender(pl.LightningModule):
             assert self.spec.texts is not None
             assert self.encoder is not None
             store = self.spec.texts.store
-            ids = torch.from_numpy(getattr(self.spec.texts, side)).unique()
+            ids = torch.from_numpy(np.unique(getattr(self.spec.texts, side)))
             pooled = torch.zeros(len(ids), self.encoder.hidden_size, device=self.device)
             training = self.encoder.training
             self.encoder.eval()
