@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from typing import Any, Literal, cast
+from dataclasses import dataclass, fields, replace
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,8 @@ class Side:
 
     def __getitem__(self, rows: Tensor | slice) -> Side:
         """Select rows of every tensor."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Side(**{name: None if value is None else value[rows] for name, value in values.items()})
+        values = [getattr(self, f.name) for f in fields(self)]
+        return replace(self, **{f.name: v[rows] for f, v in zip(fields(self), values, strict=True) if v is not None})
 
 
 @dataclass(frozen=True)

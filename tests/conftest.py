@@ -1,0 +1,45 @@
+"""A small real BERT, a data set with a known answer, and caches that belong to the tests alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+WORDS = (
+    "[PAD] [UNK] [CLS] [SEP] [MASK] likes red blue things garden music travel coffee books winter river city paper "
+    "stone morning bread cloud window forest kettle lamp chair bag scarf clock bowl bicycle tent mirror a the in and . ,"
+).split()
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a BertModel with random weights and a real WordPiece tokeniser."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(config).save_pretrained(folder)
+    tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}, model_max_length=64)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Keep caches out of the user's home, and W&B silent."""
+    cache = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setenv("LLMRS_CACHE", str(cache))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield cache
