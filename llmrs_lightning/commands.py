@@ -160,8 +160,7 @@ def _report_fit(
     show(
         "",
         f"run directory  {run.path}",
-        f"W&B            {where}"
-        + (f"  (wandb sync {run.path}/wandb/offline-run-*)" if wandb and wandb._offline else ""),
+        f"W&B            {where}",
         f"next           llmrs recommend --run {run.path} --users {data.data.user_ids[0]} --k 10",
         f"               llmrs predict --run {run.path} --pairs pairs.csv --out scored.csv",
     )

@@ -14,7 +14,7 @@ from llmrs_lightning.metrics import PairMetrics, RankingMetrics, grouped_auc, pa
 Results = dict[str, dict[str, float]]
 
 FUSED = "fused"
-PROBABILITY, RATING, LOSS = "probability", "rating", "loss"
+PROBABILITY, RATING, RATING_CLASS, LOSS = "probability", "rating", "rating_class", "loss"
 MONITOR = "val/monitor"
 LOWER_IS_BETTER = frozenset({"loss", "log_loss", "mae", "rmse"})
 
@@ -77,6 +77,9 @@ class Evaluation(nn.Module):
                 rating,
                 ratings if rating is not None else None,
             )
+            if RATING_CLASS in extra:
+                right = table[f"{system}_{RATING_CLASS}"] == ratings
+                metrics["rating_accuracy"] = float(right.double().mean())
             if LOSS in extra:
                 metrics[LOSS] = float(table[f"{system}_{LOSS}"].double().mean())
             values, _, groups = grouped_auc(table[system], labels, users)

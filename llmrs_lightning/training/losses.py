@@ -44,6 +44,10 @@ class Loss(nn.Module, ABC):
         """Return the predicted rating, (...,); None if the loss defines none."""
         return None
 
+    def rating_class(self, outputs: Tensor) -> Tensor | None:
+        """Return the most probable rating, (...,); None if the loss knows no rating classes."""
+        return None
+
 
 class BinaryCrossEntropy(Loss):
     """Binary cross-entropy of sigmoid(score) against the label.
@@ -131,6 +135,10 @@ class RatingCrossEntropy(Loss):
         """Return the expected rating."""
         return (outputs.softmax(-1) * self.get_buffer("values")).sum(-1)
 
+    def rating_class(self, outputs: Tensor) -> Tensor:
+        """Return the most probable rating."""
+        return self.get_buffer("values")[outputs.argmax(-1)]
+
 
 class OrderedLogit(Loss):
     """Ordered logit over rating classes: P(rating >= k) = sigmoid(score - threshold_k).
@@ -191,6 +199,12 @@ class OrderedLogit(Loss):
         """Return the expected rating: lowest value + sum of steps x P(>= step)."""
         values = self.get_buffer("values")
         return values[0] + (self._at_least(outputs).sigmoid() * values.diff()).sum(-1)
+
+    def rating_class(self, outputs: Tensor) -> Tensor:
+        """Return the most probable rating."""
+        at_least = functional.pad(self._at_least(outputs).sigmoid(), (1, 0), value=1.0)
+        classes = at_least - functional.pad(at_least[..., 1:], (0, 1))
+        return self.get_buffer("values")[classes.argmax(-1)]
 
 
 def _classes(rating: Tensor, values: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from llmrs_lightning.training.evaluation import (
     MONITOR,
     PROBABILITY,
     RATING,
+    RATING_CLASS,
     Evaluation,
     Results,
 )
@@ -36,6 +37,7 @@ from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss
 from llmrs_lightning.training.optim import Optimization
 
 SideName = Literal["user", "item"]
+PREDICTIONS = (PROBABILITY, RATING, RATING_CLASS)  # methods of a loss, and columns of a prediction table
 SIDES: tuple[SideName, SideName] = ("user", "item")
 
 
@@ -313,9 +315,8 @@ class JointRecommender(pl.LightningModule):
     def _start(self, stage: Literal["val", "test"]) -> None:
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         assert self.spec is not None
-        extra = [LOSS]
         probe = torch.zeros(1, self.loss.num_outputs, device=self.device)
-        extra += [name for name in (PROBABILITY, RATING) if getattr(self.loss, name)(probe) is not None]
+        extra = [LOSS, *(name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None)]
         systems: dict[str, list[str]] = {FUSED: extra}
         if len(self.members) > 1:
             systems |= dict.fromkeys(self.members, extra)
@@ -349,7 +350,7 @@ class JointRecommender(pl.LightningModule):
         values: dict[str, dict[str, Tensor]] = {}
         for system, output in outputs.items():
             columns = {"score": self.loss.score(output), LOSS: self.loss(output, batch.label, batch.rating)}
-            columns |= {PROBABILITY: self.loss.probability(output), RATING: self.loss.rating(output)}
+            columns |= {name: getattr(self.loss, name)(output) for name in PREDICTIONS}
             values[system] = {name: column for name, column in columns.items() if column is not None}
         return values | {name: {"score": b.score(batch.user, batch.item)} for name, b in self.baselines.items()}
 

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER, Results
 
-_PAIR = ("auc", "gauc", "accuracy", "log_loss", "rmse")
+_PAIR = ("auc", "gauc", "accuracy", "rating_accuracy", "log_loss", "rmse")
 _RANKING = ("ndcg", "recall", "hit", "mrr")
 
 
