@@ -13,6 +13,11 @@ from llmrs_lightning.features.combine import Side, SideSizes
 GRID_ELEMENTS = 2**24
 
 
+def directions(num_outputs: int) -> Tensor:
+    """Return what one similarity does to each output at the start, (C,): 1 for a score, -1 to 1 over ordered classes."""
+    return torch.ones(1) if num_outputs == 1 else torch.linspace(-1, 1, num_outputs)
+
+
 class Scorer(nn.Module, ABC):
     """Score user-item pairs.
 

@@ -6,17 +6,17 @@ import torch
 from torch import Tensor, nn
 
 from llmrs_lightning.features.combine import Side, SideSizes
-from llmrs_lightning.scorers.base import Scorer
+from llmrs_lightning.scorers.base import Scorer, directions
 
 _INIT_STD = 0.05
 
 
 class MFScorer(Scorer):
-    """Score = user vector . item vector + user bias + item bias + bias.
+    """Score = scale * (user vector . item vector) + user bias + item bias + bias; scale and biases have C outputs.
 
     Source: Koren, Bell and Volinsky, 2009, Matrix Factorization Techniques for Recommender Systems. With
-    `use_features`, a linear map of the side's features is added to each id vector, so that similar users and items
-    start near one another and an unknown one still gets a vector (Kula, 2015, LightFM).
+    `use_features`, a linear map of the side's features is added to each id vector and its biases, so that similar users
+    and items start near one another and an unknown one still gets a vector (Kula, 2015, LightFM).
 
     Requirements:
         Ids; an unknown user or item gets the vector of the unknown slot.
@@ -39,42 +39,40 @@ class MFScorer(Scorer):
         self.drop = nn.Dropout(dropout)
 
     def build(self, user: SideSizes, item: SideSizes, num_outputs: int) -> None:
-        """Make vectors and biases; a side's table holds C bias columns behind its C x size vector columns."""
-        self.num_outputs = num_outputs
-        width = num_outputs * (self.size + 1)
+        """Make one table a side: `size` columns of the vector, then C of the biases."""
+        width = self.size + num_outputs
         self.user_ids = nn.Embedding(user.num_ids + 1, width)
         self.item_ids = nn.Embedding(item.num_ids + 1, width)
         for table in (self.user_ids, self.item_ids):
             nn.init.normal_(table.weight, std=_INIT_STD)
-            nn.init.zeros_(table.weight[:, -num_outputs:])
+            nn.init.zeros_(table.weight[:, self.size :])
         if self.use_features:
             self.user_map = nn.Linear(user.features, width, bias=False)
             self.item_map = nn.Linear(item.features, width, bias=False)
+        self.scale = nn.Parameter(directions(num_outputs), requires_grad=num_outputs > 1)
         self.bias = nn.Parameter(torch.zeros(num_outputs))
 
     def _split(self, side: Side, name: str) -> tuple[Tensor, Tensor]:
-        """Return vectors (B, C, size) and biases (B, C)."""
+        """Return vectors (B, size) and biases (B, C)."""
         both = getattr(self, f"{name}_ids")(side.index)
         if self.use_features:
             both = both + getattr(self, f"{name}_map")(side.features)
-        vectors, biases = both[:, : -self.num_outputs], both[:, -self.num_outputs :]
-        return self.drop(vectors.unflatten(-1, (self.num_outputs, self.size))), biases
+        return self.drop(both[:, : self.size]), both[:, self.size :]
 
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
         (p, user_bias), (q, item_bias) = self._split(user, "user"), self._split(item, "item")
-        return (p * q).sum(-1) + user_bias + item_bias + self.bias
+        return self.scale * (p * q).sum(-1, keepdim=True) + user_bias + item_bias + self.bias
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
-        """Return the items' vectors (N, C, size) and biases (N, C)."""
+        """Return the items' vectors (N, size) and biases (N, C)."""
         return self._split(items, "item")
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
         vectors, biases = self._split(users, "user")
-        dots = torch.einsum("ucd,ncd->unc", vectors, prepared[0])
-        return dots + biases.unsqueeze(1) + prepared[1] + self.bias
+        return self.scale * (vectors @ prepared[0].T).unsqueeze(-1) + biases.unsqueeze(1) + prepared[1] + self.bias
 
     def grid_width(self, items: Side) -> int:
         """Return N times the number of outputs."""
-        return len(items) * self.num_outputs
+        return len(items) * len(self.bias)

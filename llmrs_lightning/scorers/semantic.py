@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features.combine import Side, SideSizes
-from llmrs_lightning.scorers.base import Scorer
+from llmrs_lightning.scorers.base import Scorer, directions
 
 
 class SemanticScorer(Scorer):
@@ -43,7 +43,7 @@ class SemanticScorer(Scorer):
             )
         self.user_map = nn.Linear(user.text, self.size, bias=False) if self.size else nn.Identity()
         self.item_map = nn.Linear(item.text, self.size, bias=False) if self.size else nn.Identity()
-        self.scale = nn.Parameter(torch.full((num_outputs,), 5.0))
+        self.scale = nn.Parameter(5.0 * directions(num_outputs))
         self.bias = nn.Parameter(torch.zeros(num_outputs))
 
     def _direction(self, side: Side, linear: nn.Module) -> Tensor:
