@@ -14,7 +14,7 @@ GRID_ELEMENTS = 2**24
 
 
 def directions(num_outputs: int) -> Tensor:
-    """Return what one similarity does to each output at the start, (C,): 1 for a score, -1 to 1 over ordered classes."""
+    """Return the first weight of a similarity in each output, (C,): 1 for a score, -1 to 1 over ordered classes."""
     return torch.ones(1) if num_outputs == 1 else torch.linspace(-1, 1, num_outputs)
 
 

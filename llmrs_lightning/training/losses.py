@@ -99,7 +99,7 @@ class MeanSquaredError(Loss):
 
 
 class RatingCrossEntropy(Loss):
-    """Cross-entropy over rating classes; the score is the expected rating.
+    """Cross-entropy over rating classes; the score is the probability of the positive ones together.
 
     Requirements:
         Ratings of few distinct values.
@@ -124,8 +124,9 @@ class RatingCrossEntropy(Loss):
         return functional.cross_entropy(outputs, _classes(rating, self.get_buffer("values")), reduction="none")
 
     def score(self, outputs: Tensor) -> Tensor:
-        """Return the expected rating."""
-        return self.rating(outputs)
+        """Return the probability of a positive; the expected rating if all classes or none are positive."""
+        positive = self.get_buffer("positive")
+        return self.probability(outputs) if positive.any() and not positive.all() else self.rating(outputs)
 
     def probability(self, outputs: Tensor) -> Tensor:
         """Return the probability of the positive classes together."""

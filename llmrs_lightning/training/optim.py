@@ -24,6 +24,7 @@ class Optimization:
         name: `adamw` decays weights apart from the gradient, `adam` adds the decay to it (L2).
         learning_rate: For scorers, features, projections and fusion.
         encoder_learning_rate: For the language model.
+        embedding_learning_rate: For id and category embeddings, which see few rows each; null for `learning_rate`.
         weight_decay: Of weight matrices; biases and normalisation layers have none.
         embedding_weight_decay: Of id and category embeddings outside the language model.
         schedule: `linear` or `cosine` fall to 0, `step` multiplies by `gamma` every `step_size` epochs, or `constant`.
@@ -36,6 +37,7 @@ class Optimization:
     name: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = 1e-3
     encoder_learning_rate: float = 2e-5
+    embedding_learning_rate: float | None = None
     weight_decay: float = 0.01
     embedding_weight_decay: float = 0.0
     schedule: Literal["linear", "cosine", "step", "constant"] = "linear"
@@ -60,14 +62,19 @@ class Optimization:
             for parameter in owner.parameters(recurse=False):
                 if not parameter.requires_grad:
                     continue
-                part = "encoder" if id(parameter) in encoder_parameters else "head"
-                decay = self.weight_decay
-                if parameter.ndim < 2 or isinstance(owner, NORMS):
-                    decay = 0.0
-                elif isinstance(owner, Tables) and part == "head":
-                    decay = self.embedding_weight_decay
+                decay = 0.0 if parameter.ndim < 2 or isinstance(owner, NORMS) else self.weight_decay
+                if id(parameter) in encoder_parameters:
+                    part = "encoder"
+                elif isinstance(owner, Tables):
+                    part, decay = "embedding", self.embedding_weight_decay
+                else:
+                    part = "head"
                 groups.setdefault((part, decay), []).append(parameter)
-        rates = {"encoder": self.encoder_learning_rate, "head": self.learning_rate}
+        rates = {
+            "encoder": self.encoder_learning_rate,
+            "embedding": self.embedding_learning_rate or self.learning_rate,
+            "head": self.learning_rate,
+        }
         return [
             {"params": params, "lr": rates[part], "weight_decay": decay, "name": f"{part}, decay {decay:g}"}
             for (part, decay), params in groups.items()
