@@ -29,7 +29,8 @@ class TextBatch:
     Args:
         input_ids: One (u, L) int64 tensor a bucket, right-padded.
         attention_mask: The masks of `input_ids`, (u, L) int64.
-        position: (U,) int64; text k of the batch is row `position[k]` of the concatenated buckets.
+        position: (U,) int64; text k of the batch is row `position[k]` of the concatenated buckets. Without any text
+            there is one row that no position points to, since a language model cannot run on nothing.
     """
 
     input_ids: list[Tensor]
@@ -117,6 +118,9 @@ class TokenStore:
             texts: (U,) distinct text numbers.
             min_valid: Least share of real tokens in a bucket.
         """
+        if not len(texts):  # under DDP each process must run the model, also on an empty piece of a batch
+            first = self.batch(np.zeros(1, np.int64))
+            return TextBatch(first.input_ids, first.attention_mask, first.position[:0])
         lengths = self.lengths[texts]
         order = np.argsort(lengths, kind="stable")
         input_ids, masks = [], []
