@@ -42,7 +42,7 @@ class RecDataModule(pl.LightningDataModule):
         negatives: Unobserved pairs a training row, drawn from the users and items of its batch with label 0; they teach
             a model to rank the whole catalogue. 0 learns from the observed labels alone, and ratings need 0.
         num_workers: Worker processes of each loader.
-        seed: Seed of the batch order.
+        seed: Seed of batch order and negatives; the command line takes `seed_everything` for null.
         cache_dir: Where tokens are kept; null for $LLMRS_CACHE or ~/.cache/llmrs_lightning.
     """
 
@@ -60,7 +60,7 @@ class RecDataModule(pl.LightningDataModule):
         sampler: Literal["shuffled", "blocks"] = "shuffled",
         negatives: float = 0.0,
         num_workers: int = 0,
-        seed: int = 0,
+        seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class RecDataModule(pl.LightningDataModule):
         self.user_text, self.item_text = user_text, item_text
         self.tokenizer, self.max_length, self.cache_dir = tokenizer, max_length, cache_dir
         self.batch_size, self.eval_batch_size, self.sampler = batch_size, eval_batch_size, sampler
-        self.negatives, self.num_workers, self.seed = negatives, num_workers, seed
+        self.negatives, self.num_workers, self.seed = negatives, num_workers, seed or 0
         self.ranking = True
         self._ready = False
 

@@ -101,6 +101,8 @@ class RecCLI(LightningCLI):
                 allowed=f"{tokenizer}, or leave it out",
             )
         config.data.tokenizer = tokenizer
+        if config.data.seed is None:
+            config.data.seed = int(config.seed_everything)
         if config.trainer.precision is None:
             bf16 = config.trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
             config.trainer.precision = "bf16-mixed" if bf16 and torch.cuda.is_bf16_supported() else "32-true"

@@ -35,7 +35,7 @@ class Evaluation(nn.Module):
         self.columns = [name for system, extra in systems.items() for name in (system, *_columns(system, extra))]
         self.pairs = PairMetrics(self.columns)
         self.ranking = nn.ModuleDict({system: RankingMetrics(num_users, ks) for system in systems})
-        self.ranked = False
+        self.ranked: set[str] = set()
 
     def add_pairs(self, rows: Tensor, values: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Add scored rows.
@@ -49,7 +49,7 @@ class Evaluation(nn.Module):
 
     def add_ranking(self, system: str, scores: Tensor, relevant: Tensor, users: Tensor, candidates: Tensor) -> None:
         """Add the scores (U, N) of some users against the whole catalogue."""
-        self.ranked = True
+        self.ranked.add(system)
         cast(RankingMetrics, self.ranking[system]).update(scores, relevant, users, candidates)
 
     def compute(self) -> tuple[Results, dict[str, Tensor], dict[str, Tensor]]:
@@ -86,7 +86,7 @@ class Evaluation(nn.Module):
             ranking = cast(RankingMetrics, self.ranking[system])
             per_user[f"{system}/auc"] = torch.full((ranking.num_groups,), torch.nan, dtype=torch.float64)
             per_user[f"{system}/auc"][groups] = values
-            if self.ranked:
+            if system in self.ranked:
                 metrics |= {name: float(value) for name, value in ranking.compute().items()}
                 per_user |= {f"{system}/{name}": value.cpu() for name, value in ranking.per_group().items()}
             results[system] = metrics

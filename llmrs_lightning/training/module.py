@@ -334,7 +334,7 @@ class JointRecommender(pl.LightningModule):
         users, items = self.all_sides()
         members, fused = self.grid(users[batch.user], items)
         grids = {FUSED: self.loss.score(fused)}
-        if len(self.members) > 1:
+        if self.baselines and len(self.members) > 1:  # in validation only the fused score is ranked
             grids |= dict(zip(self.members, self.loss.score(members).unbind(2), strict=True))
         item = torch.arange(len(items), device=self.device)
         grids |= {name: b.score(batch.user.unsqueeze(1), item) for name, b in self.baselines.items()}
