@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentError, Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 # bare class names in YAML resolve to classes that have been imported
@@ -20,7 +21,8 @@ import llmrs_lightning.data.splits
 import llmrs_lightning.fusion
 import llmrs_lightning.scorers  # noqa: F401
 from llmrs_lightning.data.datamodule import RecDataModule
-from llmrs_lightning.errors import ConfigError, listing
+from llmrs_lightning.errors import ConfigError, LLMRSError, listing
+from llmrs_lightning.training.explain import explain
 from llmrs_lightning.training.loggers import WandbMode
 from llmrs_lightning.training.module import JointRecommender
 
@@ -81,6 +83,13 @@ class RecCLI(LightningCLI):
         """Add the options of a run."""
         parser.add_class_arguments(RunOptions, "run")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and say of a wrong option what would have been right."""
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            raise explain(str(error), parser) from error
+
     def before_instantiate_classes(self) -> None:
         """Fill in what one option says about another."""
         config = self.config
@@ -115,7 +124,12 @@ class RecCLI(LightningCLI):
         """Make the trainer; callbacks of the configuration come first."""
         options = {**self.config_init["trainer"], **kwargs}
         options["callbacks"] = [*(self.config_init["trainer"].get("callbacks") or []), *kwargs.get("callbacks", [])]
-        return pl.Trainer(**options)
+        try:
+            return pl.Trainer(**options)
+        except (MisconfigurationException, ValueError) as error:
+            raise ConfigError(
+                "the trainer cannot be made", where="trainer", found=str(error), fix="change the options under trainer"
+            ) from error
 
     def resolved(self) -> str:
         """Return the whole configuration as YAML."""
@@ -133,8 +147,15 @@ def build(args: Sequence[str]) -> RecCLI:
         try:
             with redirect_stderr(io.StringIO()):
                 return RecCLI(args)
-        except ArgumentError as error:
-            raise ConfigError("the configuration cannot be used", found=_shorten(str(error))) from error
+        except LLMRSError:
+            raise
+        except (ArgumentError, ValueError) as error:  # a class that refuses its arguments, or a file that is no text
+            raise ConfigError(
+                "the configuration cannot be used",
+                where="the options",
+                found=str(error)[:1500],
+                fix="llmrs fit --help lists all options",
+            ) from error
 
 
 def _pretrained_names(config: Any) -> Iterator[str]:
@@ -144,7 +165,3 @@ def _pretrained_names(config: Any) -> Iterator[str]:
                 yield value
             else:
                 yield from _pretrained_names(value)
-
-
-def _shorten(message: str, limit: int = 1500) -> str:
-    return message if len(message) <= limit else message[:limit] + " ..."
