@@ -26,6 +26,7 @@ from llmrs_lightning.training.evaluation import MONITOR
 from llmrs_lightning.training.load import load_weights, restore
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
+from llmrs_lightning.training.prepare import check_monitor, prepare
 from llmrs_lightning.training.report import lists_table, results_table, show
 from llmrs_lightning.training.rundir import (
     CONFIG,
@@ -36,6 +37,7 @@ from llmrs_lightning.training.rundir import (
     SPLIT,
     RunDirectory,
     environment,
+    replacing,
 )
 
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
@@ -43,7 +45,12 @@ _SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 def _quiet() -> None:
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*IterableDataset.*", ".*`isinstance\\(treespec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*IterableDataset.*",
+        ".*`isinstance\\(treespec.*",
+        ".*smaller than the logging interval.*",
+    ):
         warnings.filterwarnings("ignore", message=message)
 
 
@@ -54,25 +61,25 @@ def fit(args: Sequence[str]) -> None:
     _quiet()
     started = time.perf_counter()
     cli = build(args)
-    module: JointRecommender = cli.model
-    data: RecDataModule = cli.datamodule
     options = cli.config_init["run"]
     seed = int(cli.config["seed_everything"])
-    data.setup()
+    module, data = prepare(cli)
+    check_monitor(module, data)
 
     run = RunDirectory.create(options.folder, options.experiment, seed, options.id)
+    trainer = wandb = None
+    failed = True
     try:
-        loggers, wandb = make_loggers(
-            run.path, options.experiment, options.wandb, options.project, options.tags, _plain_config(cli)
-        )
+        loggers, wandb = make_loggers(run.path, options.experiment, options.wandb, options.project, options.tags)
         trainer = cli.make_trainer(logger=loggers, callbacks=make_callbacks(run.checkpoints, options.patience))
+        if wandb is not None:
+            wandb.log_hyperparams(_plain_config(cli))
+        seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
             run.write_text(CONFIG, cli.resolved())
             save_parts(data.parts, run.path / SPLIT)
-            fingerprints = data.fingerprints
-            run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=fingerprints))
-        seconds = {"prepare": time.perf_counter() - started}
-        _say(f"run {run.path}: {_describe(data)}")
+            run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=data.fingerprints))
+            _say(f"run {run.path}: {_describe(data)}")
 
         began = time.perf_counter()
         trainer.fit(module, data)
@@ -83,6 +90,7 @@ def fit(args: Sequence[str]) -> None:
         began = time.perf_counter()
         trainer.test(module, data, verbose=False)
         seconds["test"] = time.perf_counter() - began
+        failed = False
         if not trainer.is_global_zero:
             return
         seconds["total"] = time.perf_counter() - started
@@ -100,6 +108,10 @@ def fit(args: Sequence[str]) -> None:
             wandb.finish()
         _report_fit(run, module, data, options, best["epoch"], seconds["total"], wandb)
     finally:
+        if failed and wandb is not None:
+            wandb.finish(failed=True)
+        if failed and (trainer is None or not trainer.fit_loop.epoch_progress.total.ready):
+            run.discard()  # nothing was trained
         run.close()
 
 
@@ -155,7 +167,7 @@ def _report_fit(
         lists = Recommender(module, data).recommend(users, k=10, seen_parts=PARTS[:-1])
         show("", lists_table(lists, "top 10", liked, "★ liked in the test part"))
     where = "off" if wandb is None else ("failed" if wandb.failed else str(run.path / "wandb"))
-    if wandb is not None and wandb.offline:
+    if wandb is not None and wandb.offline and not wandb.failed:
         where += f"  (offline; upload it with: wandb sync {run.path}/wandb/offline-run-*)"
     show(
         "",
@@ -182,7 +194,8 @@ def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
     known, overrides = parser.parse_known_args(args)
     cli, run, trainer = _open(known.run, overrides)
     (trainer.validate if stage == "val" else trainer.test)(cli.model, cli.datamodule, verbose=False)
-    show("", results_table(cli.model.results[stage], cli.model.ks, f"{stage}, {run.path}"))
+    if trainer.is_global_zero:
+        show("", results_table(cli.model.results[stage], cli.model.ks, f"{stage}, {run.path}"))
 
 
 def predict(args: Sequence[str]) -> None:
@@ -193,7 +206,8 @@ def predict(args: Sequence[str]) -> None:
     parser.add_argument("--out", required=True, help="where the table goes: .csv, .jsonl or .parquet")
     known, overrides = parser.parse_known_args(args)
     _check_suffix(known.out)
-    cli, _, trainer = _open(known.run, overrides)
+    # one process: the rows that others scored would not come back
+    cli, _, trainer = _open(known.run, overrides, devices=1, num_nodes=1, strategy="auto")
     data: RecDataModule = cli.datamodule
     pairs = read_table(known.pairs, "--pairs")
     schema = data.schema
@@ -270,18 +284,17 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _open(path: str, overrides: Sequence[str]) -> tuple[RecCLI, RunDirectory, Any]:
+def _open(path: str, overrides: Sequence[str], **options: Any) -> tuple[RecCLI, RunDirectory, Any]:
     run = RunDirectory.open(path)
     cli = restore(run, overrides)
-    module: JointRecommender = cli.model
-    module.spec = cli.datamodule.spec
-    module.configure_model()
-    load_weights(module, run)
-    return cli, run, cli.make_trainer(logger=False, callbacks=[], enable_checkpointing=False)
+    load_weights(prepare(cli)[0], run)
+    return cli, run, cli.make_trainer(logger=False, callbacks=[], enable_checkpointing=False, **options)
 
 
 def _free_name(name: str, taken: Sequence[str]) -> str:
-    return f"llmrs_{name}" if name in taken else name
+    while name in taken:
+        name = f"llmrs_{name}"
+    return name
 
 
 def _check_suffix(path: str) -> None:
@@ -296,13 +309,20 @@ def _check_suffix(path: str) -> None:
 
 def _write(table: pa.Table, path: str) -> None:
     """Write a table whole or not at all."""
-    temporary = Path(path).with_name(f".{Path(path).name}.part")
-    if path.endswith(".parquet"):
-        pa.parquet.write_table(table, temporary)
-    elif path.endswith(".csv"):
-        pa.csv.write_csv(table, temporary)
-    else:
-        from datasets import Dataset
+    try:
+        with replacing(Path(path)) as temporary:
+            if path.endswith(".parquet"):
+                pa.parquet.write_table(table, temporary)
+            elif path.endswith(".csv"):
+                pa.csv.write_csv(table, temporary)
+            else:
+                from datasets import Dataset
 
-        Dataset(table).to_json(str(temporary))
-    temporary.replace(path)
+                Dataset(table).to_json(str(temporary))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            "the table cannot be written",
+            where=f"--out {path}",
+            found=str(error),
+            fix="write .parquet or .jsonl, which also hold lists, and to a folder that you may write to",
+        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.ranking import ItemLists
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
+from llmrs_lightning.data.text import clean
 from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import Side
@@ -124,11 +126,14 @@ class Recommender:
             raise ConfigError("this model reads no text, so a new user cannot be described", where="model.encoder")
         if not all(t.strip() for t in texts):
             raise DataError("a new user's text is empty", fix="describe the user in a few words")
-        words, index = distinct(list(texts))
         assert self.data.tokenizer
-        store = TokenStore.build(words, self.data.tokenizer, self.data.max_length, self.data.cache_dir)
+        assert self.data.user_text
+        words, index = distinct([clean(t, self.data.user_text.lowercase) for t in texts])
         device = self.module.device
-        vectors = encoder(store.batch(np.arange(len(words))).to(device), "user")[torch.from_numpy(index).to(device)]
+        with TemporaryDirectory() as folder:  # what a user writes is not kept
+            store = TokenStore.build(words, self.data.tokenizer, self.data.max_length, folder)
+            batch = store.batch(np.arange(len(words))).to(device)
+        vectors = encoder(batch, "user")[torch.from_numpy(index).to(device)]
         return self.module.make_side("user", torch.full((len(texts),), -1, device=device), vectors)
 
     def _rank(

@@ -11,6 +11,7 @@ from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.errors import DataError
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.module import JointRecommender
+from llmrs_lightning.training.prepare import prepare
 from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, RunDirectory
 
 
@@ -27,7 +28,7 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
     cli = build(["--config", str(run.path / CONFIG), *overrides])
     data: RecDataModule = cli.datamodule
     data.setup()
-    recorded = run.read_json(ENVIRONMENT)["fingerprints"]
+    recorded = run.read_json(ENVIRONMENT).get("fingerprints", {})
     for name, now in data.fingerprints.items():
         if now != recorded.get(name):
             raise DataError(
@@ -46,11 +47,11 @@ def load_weights(module: JointRecommender, run: RunDirectory) -> None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
         module.load_state_dict(state)
-    except (OSError, RuntimeError, KeyError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(
             "the checkpoint cannot be loaded",
             where=str(path),
-            found=str(error).splitlines()[0],
+            found=(str(error) or type(error).__name__).splitlines()[0],
             fix="train again; the file is damaged or belongs to another configuration",
         ) from error
 
@@ -58,9 +59,6 @@ def load_weights(module: JointRecommender, run: RunDirectory) -> None:
 def load_run(path: str) -> tuple[JointRecommender, RecDataModule]:
     """Return the trained model of a run directory, in evaluation mode, and its data."""
     run = RunDirectory.open(path)
-    cli = restore(run)
-    module: JointRecommender = cli.model
-    module.spec = cli.datamodule.spec
-    module.configure_model()
+    module, data = prepare(restore(run))
     load_weights(module, run)
-    return module.eval(), cli.datamodule
+    return module.eval(), data

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from lightning_fabric.loggers.logger import _DummyExperiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
 _log = logging.getLogger(__name__)
@@ -41,14 +42,21 @@ class SafeWandbLogger(WandbLogger):
         super().__init__(**options)
         self._wandb_init.pop("anonymous", None)  # wandb warns of it even if it is not set
 
-    def _attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    @property
+    def experiment(self) -> Any:
+        """The W&B run, which Lightning asks for; a dummy once something has failed."""
+        run = self._attempt(lambda: super(SafeWandbLogger, self).experiment)
+        return _DummyExperiment() if self.failed else run
+
+    def _attempt(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self.failed:
-            return
+            return None
         try:
-            call(*args, **kwargs)
+            return call(*args, **kwargs)
         except Exception as error:  # whatever the service, the disk or the network came up with
             self.failed = True
             _log.warning("Weights & Biases failed (%s); the run goes on without it, with CSV logs.", error)
+            return None
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """Log metrics if the service is alive."""
@@ -62,9 +70,10 @@ class SafeWandbLogger(WandbLogger):
         """Write final values into the run's summary if the service is alive."""
         self._attempt(lambda: self.experiment.summary.update(values))
 
-    def finish(self) -> None:
-        """End the run and write out what is pending."""
-        self._attempt(lambda: self.experiment.finish())
+    def finish(self, failed: bool = False) -> None:
+        """End the run, if there is one, and write out what is pending."""
+        if self._experiment is not None:
+            self._attempt(self._experiment.finish, exit_code=int(failed))
 
     def after_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Upload nothing: checkpoints stay in the run directory."""
@@ -74,7 +83,7 @@ class SafeWandbLogger(WandbLogger):
 
 
 def make_loggers(
-    run: Path, experiment: str, mode: WandbMode, project: str, tags: list[str], config: dict[str, Any]
+    run: Path, experiment: str, mode: WandbMode, project: str, tags: list[str]
 ) -> tuple[list[Logger], SafeWandbLogger | None]:
     """Make the CSV logger and, unless disabled, the W&B logger of a run, grouped by experiment."""
     csv = CSVLogger(str(run), name="", version="logs")
@@ -92,5 +101,4 @@ def make_loggers(
         offline=mode == "offline",
         settings=wandb.Settings(silent=True, console="off", init_timeout=30),
     )
-    wandb_logger.log_hyperparams(config)
     return [csv, wandb_logger], wandb_logger

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llmrs_lightning.errors import DataError, listing
+from llmrs_lightning.errors import ConfigError, DataError, listing
 
 CONFIG, METRICS, ENVIRONMENT, SPLIT = "config.yaml", "metrics.json", "env.json", "split.npz"
 PREDICTIONS, PER_GROUP, CHECKPOINTS = "predictions.parquet", "per_group.parquet", "checkpoints"
@@ -34,21 +35,56 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._made: list[Path] | None = None  # folders above it that this process made; None if it is not ours
 
     @classmethod
     def create(cls, folder: str, experiment: str, seed: int, run_id: str | None = None) -> RunDirectory:
-        """Make a new run directory; processes that this one starts share it."""
-        stamp = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}"
-        run_id = run_id or os.environ.get(_RUN_ID) or stamp
-        path = Path(folder) / experiment / run_id
-        if _RUN_ID not in os.environ:
-            number = 1
-            while path.exists():
+        """Make a new run directory; processes that this one starts share it.
+
+        Raises:
+            ConfigError: If a name is no name of a folder, or the folder cannot be made.
+        """
+        for option, name in (("run.experiment", experiment), ("run.id", run_id)):
+            if name is not None and (Path(name).name != name or name == ".."):
+                raise ConfigError(
+                    "this cannot be the name of a folder", where=option, found=repr(name), allowed="a name without /"
+                )
+        parent = Path(folder) / experiment
+        if _RUN_ID in os.environ:
+            return cls(parent / os.environ[_RUN_ID])
+        first = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}"
+        missing = [p for p in (parent, *parent.parents) if not p.exists()]
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            run, number = cls(parent / first), 1
+            while not run._claim():
                 number += 1
-                path = Path(folder) / experiment / f"{run_id}-{number}"
-            path.mkdir(parents=True)
-            os.environ[_RUN_ID] = path.name
-        return cls(path)
+                run = cls(parent / f"{first}-{number}")
+        except OSError as error:
+            raise ConfigError(
+                "the run directory cannot be made", where="run.folder", found=str(error), fix="name another folder"
+            ) from error
+        run._made = missing
+        os.environ[_RUN_ID] = run.path.name
+        return run
+
+    def _claim(self) -> bool:
+        """Make the folder unless it is there; of several processes only one succeeds."""
+        try:
+            self.path.mkdir()
+        except FileExistsError:
+            return False
+        return True
+
+    def discard(self) -> None:
+        """Remove the directory and the folders that were made for it, if this process made it."""
+        if self._made is None:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        for folder in self._made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
 
     @classmethod
     def open(cls, path: str) -> RunDirectory:
@@ -60,7 +96,8 @@ class RunDirectory:
         folder = Path(path)
         if (folder / CONFIG).is_file():
             return cls(folder)
-        near = sorted({p.parent for p in Path("runs").glob(f"*/*/{CONFIG}")}, key=lambda p: p.name, reverse=True)
+        globs = (Path("runs").glob(f"*/*/{CONFIG}"), folder.glob(f"*/{CONFIG}"), folder.parent.glob(f"*/{CONFIG}"))
+        near = sorted({p.parent for glob in globs for p in glob}, key=lambda p: p.name, reverse=True)
         raise DataError(
             f"{path} is no run directory",
             where="--run",
@@ -87,32 +124,52 @@ class RunDirectory:
         found = sorted(self.checkpoints.glob("best*.ckpt"))
         if not found:
             raise DataError(
-                "the run has no checkpoint", where=str(self.checkpoints), fix="train it again with llmrs fit --config"
+                "the run has no checkpoint",
+                where=str(self.checkpoints),
+                fix="train with one whole epoch and its validation at least: trainer.max_epochs, trainer.fast_dev_run",
             )
         return found[-1]
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=self.path, prefix=f".{name}")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, self.path / name)
+        with replacing(self.path / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file; NaN becomes null."""
         self.write_text(name, json.dumps(_plain(values), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the run."""
-        return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        """Read a JSON file of the run.
+
+        Raises:
+            DataError: If it is missing or damaged.
+        """
+        try:
+            return dict(json.loads((self.path / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise DataError(
+                "a file of the run cannot be read",
+                where=str(self.path / name),
+                found=str(error),
+                fix="restore it, or train again",
+            ) from error
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a parquet file whole or not at all."""
-        temporary = self.path / f".{name}.part"
-        pq.write_table(table, temporary)
-        os.replace(temporary, self.path / name)
+        with replacing(self.path / name) as temporary:
+            pq.write_table(table, temporary)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file that takes the place of `path` at the end, and is removed if something fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def environment(**more: Any) -> dict[str, Any]:
