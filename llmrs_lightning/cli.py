@@ -59,6 +59,8 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"llmrs {words[0]}: {error}", file=sys.stderr)
         return 2
     except SystemExit as exit_:
+        if isinstance(exit_.code, str):
+            print(f"llmrs {words[0]}: {exit_.code}", file=sys.stderr)
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     return 0
 

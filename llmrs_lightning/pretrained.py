@@ -108,7 +108,7 @@ def _load(factory: Any, name: str, **options: Any) -> Any:
         raise ModelError(
             f"the model {name!r} cannot be loaded",
             where=found.location,
-            found=str(error).splitlines()[0],
+            found=(str(error) or type(error).__name__).splitlines()[0],
             allowed="a model that transformers' AutoModel and AutoTokenizer can load without remote code",
         ) from error
 

@@ -41,7 +41,7 @@ def results_table(results: Results, ks: Sequence[int], title: str) -> Table:
 def lists_table(lists: pa.Table, title: str, marked: set[tuple[str, str]], mark: str) -> Table:
     """Put the lists of several users side by side; pairs (user id, item id) in `marked` get a star."""
     table = Table(title=title, title_justify="left", title_style="bold", caption=mark, caption_justify="left")
-    table.add_column("rank", justify="right")
+    table.add_column("rank", justify="right", no_wrap=True)
     rows = lists.to_pylist()
     users = list(dict.fromkeys(r["user_id"] for r in rows))
     for user in users:
