@@ -276,6 +276,9 @@ def recommend(args: Sequence[str]) -> None:
         _say(f"{len(lists):,} rows: {known.out}")
     else:
         show(lists_table(lists, f"top {known.k}", set(), ""))
+    without = sorted(set(known.users) - set(lists.column(USER).to_pylist()))
+    if without:
+        _say(f"nothing is left to recommend to {listing(without)} (--include-seen keeps what they know already)")
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:

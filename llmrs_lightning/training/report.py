@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER, Results
@@ -18,7 +19,7 @@ def results_table(results: Results, ks: Sequence[int], title: str) -> Table:
     """Make a table of systems by metrics, the best value of each column in bold."""
     k = 10 if 10 in ks else max(ks)
     names = [n for n in (*_PAIR, *(f"{m}@{k}" for m in _RANKING)) if any(n in m for m in results.values())]
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
     table.add_column("system")
     for name in names:
         table.add_column(name, justify="right")
@@ -40,19 +41,22 @@ def results_table(results: Results, ks: Sequence[int], title: str) -> Table:
 
 def lists_table(lists: pa.Table, title: str, marked: set[tuple[str, str]], mark: str) -> Table:
     """Put the lists of several users side by side; pairs (user id, item id) in `marked` get a star."""
-    table = Table(title=title, title_justify="left", title_style="bold", caption=mark, caption_justify="left")
-    table.add_column("rank", justify="right", no_wrap=True)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", caption=mark, caption_justify="left", expand=True
+    )
+    table.add_column("rank", justify="right", no_wrap=True, width=4)  # titles give way, not the rank
     rows = lists.to_pylist()
     users = list(dict.fromkeys(r["user_id"] for r in rows))
     for user in users:
-        table.add_column(user if user.startswith("(") else f"user {user}", overflow="ellipsis", no_wrap=True)
+        name = user if user.startswith("(") else f"user {user}"
+        table.add_column(escape(name), overflow="ellipsis", no_wrap=True, ratio=1)
     cells = {(r["user_id"], r["rank"]): r for r in rows}
     for rank in range(1, max((r["rank"] for r in rows), default=0) + 1):
         found = [cells.get((user, rank)) for user in users]
         table.add_row(
             str(rank),
             *(
-                "" if r is None else ("★ " if (r["user_id"], r["item_id"]) in marked else "") + r["title"]
+                "" if r is None else ("★ " if (r["user_id"], r["item_id"]) in marked else "") + escape(r["title"])
                 for r in found
             ),
         )
@@ -63,4 +67,4 @@ def show(*parts: Table | str) -> None:
     """Print tables and lines, on a line of their own each."""
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str))
+        console.print(part, soft_wrap=isinstance(part, str), markup=not isinstance(part, str))
