@@ -1,0 +1,208 @@
+"""The one graph: what the loss reaches, what is computed once, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.samplers import BatchKey
+from llmrs_lightning.data.sources import Checkerboard
+from llmrs_lightning.data.splits import RandomSplit
+from llmrs_lightning.data.text import TextTemplate
+from llmrs_lightning.encoders import TextEncoder
+from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.features import BehaviourFeatures
+from llmrs_lightning.fusion import WeightedAverage
+from llmrs_lightning.scorers import DNNScorer, MFScorer, SemanticScorer
+from llmrs_lightning.training.evaluation import MONITOR
+from llmrs_lightning.training.losses import BinaryCrossEntropy, OrderedLogit
+from llmrs_lightning.training.module import JointRecommender
+from llmrs_lightning.training.optim import Optimization
+
+
+def make_data(tiny_bert: str | None, **options: Any) -> RecDataModule:
+    return RecDataModule(
+        Checkerboard(num_users=20, num_items=16, noise=0.1),
+        splitter=RandomSplit(seed=1),
+        user_text=TextTemplate("{taste}"),
+        item_text=TextTemplate("{description}"),
+        tokenizer=tiny_bert,
+        **{"batch_size": 64, "eval_batch_size": 64, "max_length": 24, **options},
+    )
+
+
+def make_module(tiny_bert: str, **options: Any) -> JointRecommender:
+    torch.manual_seed(0)
+    encoder = TextEncoder(tiny_bert, projection=16, dropout=0.0, **options.pop("encoder", {}))
+    settings: dict[str, Any] = {
+        "scorers": {"dnn": DNNScorer([16], dropout=0.0), "semantic": SemanticScorer(), "mf": MFScorer(8)},
+        "encoder": encoder,
+        "behaviour": BehaviourFeatures(id_size=8, id_dropout=0.0),
+        "fusion": WeightedAverage(learned=True),
+        "optimizer": Optimization(learning_rate=1e-2, encoder_learning_rate=1e-3),
+        **options,
+    }
+    return JointRecommender(**settings)
+
+
+def built(tiny_bert: str, **options: Any) -> tuple[JointRecommender, RecDataModule]:
+    data, module = make_data(tiny_bert), make_module(tiny_bert, **options)
+    data.setup()
+    module.spec = data.spec
+    module.configure_model()
+    return module, data
+
+
+def whole_batch(data: RecDataModule) -> Any:
+    rows = np.arange(len(data.spec.train))
+    return data.train_dataloader().dataset[BatchKey(rows, (0, 1), (0, 0, 0))]
+
+
+def trainer(folder: Path, **options: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=folder,
+        **options,
+    )
+
+
+def first_layer(module: JointRecommender) -> torch.Tensor:
+    assert module.encoder is not None
+    return module.encoder.backbones["both"].encoder.layer[0].attention.self.query.weight
+
+
+def test_the_loss_on_the_fused_score_alone_reaches_the_first_layer_of_bert(tiny_bert: str) -> None:
+    module, data = built(tiny_bert, member_loss_weight=0)
+    batch = whole_batch(data)
+    _, fused = module(batch)
+    module.loss(fused, batch.label, batch.rating).mean().backward()
+    gradient = first_layer(module).grad
+    assert gradient is not None
+    assert gradient.abs().max() > 0
+    assert module.encoder is not None
+    words = module.encoder.backbones["both"].embeddings.word_embeddings.weight.grad
+    assert words.abs().max() > 0
+
+
+def test_the_weights_of_bert_move_in_training_only_once_it_learns(tiny_bert: str, tmp_path: Path) -> None:
+    moved = {}
+    for frozen_epochs in (1, 2):
+        module, data = built(tiny_bert, frozen_epochs=frozen_epochs)
+        before = first_layer(module).detach().clone()
+        trainer(tmp_path, max_epochs=2).fit(module, data)
+        moved[frozen_epochs] = (first_layer(module) - before).abs().max().item()
+    assert moved[1] > 1e-4
+    assert moved[2] == 0
+
+
+def test_fused_score_is_the_weighted_average_of_the_members(tiny_bert: str) -> None:
+    module, data = built(tiny_bert, fusion=WeightedAverage({"dnn": 1.0, "semantic": 2.0, "mf": 1.0}))
+    members, fused = module(whole_batch(data))
+    torch.testing.assert_close(fused, 0.25 * members[:, 0] + 0.5 * members[:, 1] + 0.25 * members[:, 2])
+
+
+def test_pairs_scored_in_training_from_cached_vectors_and_by_the_grid_agree(tiny_bert: str) -> None:
+    module, data = built(tiny_bert)
+    batch = whole_batch(data)
+    live = module(batch)[1]
+    module.eval()
+    users, items = module.all_sides()
+    cached = module(batch)[1]
+    _, grid = module.grid(users, items)
+    torch.testing.assert_close(live, cached, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grid[batch.user, batch.item], cached, rtol=1e-4, atol=1e-5)
+
+
+def test_frozen_training_equals_live_encoding_with_frozen_weights(tiny_bert: str) -> None:
+    module, data = built(tiny_bert, frozen_epochs=1)
+    batch = whole_batch(data)
+    cached = module(batch)[1]
+    module.frozen_epochs = 0
+    live = module(batch)[1]
+    torch.testing.assert_close(cached, live, rtol=1e-4, atol=1e-5)
+
+
+def test_evaluation_never_uses_vectors_of_older_weights(tiny_bert: str, tmp_path: Path) -> None:
+    module, data = built(tiny_bert)
+    run = trainer(tmp_path, max_epochs=2)
+    run.fit(module, data)
+    logged = run.callback_metrics["val/auc"].item()
+    fresh, _ = built(tiny_bert)
+    fresh.load_state_dict(module.state_dict())
+    trainer(tmp_path).validate(fresh, data, verbose=False)
+    assert fresh.results["val"]["fused"]["auc"] == pytest.approx(logged, abs=1e-6)
+
+
+def test_same_seed_gives_the_same_weights(tiny_bert: str, tmp_path: Path) -> None:
+    weights = []
+    for _ in range(2):
+        pl.seed_everything(3, verbose=False)
+        module = make_module(tiny_bert)
+        trainer(tmp_path, max_epochs=1).fit(module, make_data(tiny_bert, sampler="blocks", negatives=1.0))
+        weights.append(torch.cat([p.flatten() for p in module.parameters()]).detach())
+    assert torch.equal(weights[0], weights[1])
+
+
+def test_monitor_turns_losses_round_so_that_higher_is_better(tiny_bert: str, tmp_path: Path) -> None:
+    for metric, sign in (("loss", -1), ("auc", 1)):
+        module = make_module(tiny_bert, monitor=metric)
+        run = trainer(tmp_path, max_epochs=1)
+        run.fit(module, make_data(tiny_bert))
+        assert run.callback_metrics[MONITOR].item() == pytest.approx(sign * module.results["val"]["fused"][metric])
+
+
+def test_every_system_is_tested_and_a_model_without_ids_or_text_still_runs(tiny_bert: str, tmp_path: Path) -> None:
+    module = make_module(tiny_bert, behaviour=None, scorers={"a": DNNScorer([8]), "b": SemanticScorer()})
+    trainer(tmp_path).test(module, make_data(tiny_bert), verbose=False)
+    assert list(module.results["test"]) == ["fused", "a", "b", "random", "popularity"]
+    assert all("ndcg@10" in metrics for metrics in module.results["test"].values())
+    ids_only = JointRecommender({"mf": MFScorer(4)})
+    trainer(tmp_path).test(ids_only, make_data(None), verbose=False)
+    assert list(ids_only.results["test"]) == ["fused", "random", "popularity"]
+
+
+def test_test_table_holds_each_test_row_once_and_in_order(tiny_bert: str, tmp_path: Path) -> None:
+    module, data = make_module(tiny_bert, loss=OrderedLogit()), make_data(tiny_bert, eval_batch_size=7)
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert torch.equal(module.table["row"], torch.arange(len(data.pairs("test"))))
+    assert {"fused", "fused_probability", "fused_rating", "dnn", "random"} <= set(module.table)
+
+
+def test_drawn_negatives_need_a_loss_on_labels(tiny_bert: str) -> None:
+    data, module = make_data(tiny_bert, negatives=1.0), make_module(tiny_bert, loss=OrderedLogit())
+    data.setup()
+    module.spec = data.spec
+    with pytest.raises(ConfigError, match="negatives"):
+        module.configure_model()
+
+
+def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(
+    tiny_bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, data = built(tiny_bert, loss=BinaryCrossEntropy())
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    dataset = data.train_dataloader().dataset
+
+    def gradient(world_size: int) -> torch.Tensor:
+        monkeypatch.setattr(module, "_trainer", SimpleNamespace(world_size=world_size, current_epoch=0))
+        total = torch.zeros_like(first_layer(module))
+        for rank in range(world_size):
+            module.zero_grad()
+            module.training_step(dataset[BatchKey(np.arange(50), (rank, world_size), (0, 0, 0))], 0).backward()
+            total += first_layer(module).grad / world_size  # what DDP does
+        return total
+
+    torch.testing.assert_close(gradient(3), gradient(1), rtol=1e-4, atol=1e-7)
