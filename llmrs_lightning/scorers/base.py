@@ -58,7 +58,7 @@ class Scorer(nn.Module, ABC):
             )
         prepared = self.prepare_items(items)
         size = max(GRID_ELEMENTS // max(self.grid_width(items), 1), 1)
-        chunks = [self.grid_chunk(users[i : i + size], prepared) for i in range(0, len(users), size)]
+        chunks = [self.grid_chunk(users[i : i + size], prepared) for i in range(0, max(len(users), 1), size)]
         return torch.cat(chunks)
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:

@@ -23,7 +23,8 @@ def join_pairs(user: Side, item: Side) -> tuple[Tensor, Tensor, Tensor]:
     ids = torch.cat([user.tokens, item.tokens[:, 1:]], 1)
     mask = torch.cat([user.mask, item.mask[:, 1:]], 1).long()
     types = torch.cat([torch.zeros_like(user.tokens), torch.ones_like(item.tokens[:, 1:])], 1)
-    order = torch.argsort(mask, dim=1, descending=True, stable=True)[:, : int(mask.sum(1).max())]
+    width = int(mask.sum(1).max()) if len(mask) else 1
+    order = torch.argsort(mask, dim=1, descending=True, stable=True)[:, :width]
     return ids.gather(1, order), mask.gather(1, order), types.gather(1, order) * mask.gather(1, order)
 
 
@@ -76,6 +77,8 @@ class CrossEncoderScorer(Scorer):
                 found=f"{ids.shape[1]} tokens",
                 allowed=f"at most {self.limit} for both texts together",
             )
+        if not len(user):  # under DDP each process must run the model, also on an empty piece of a batch
+            ids, mask, types = ids.new_ones(1, 1), mask.new_ones(1, 1), types.new_zeros(1, 1)
         extra = {"token_type_ids": types} if self.has_types else {}
         states = self.backbone(input_ids=ids, attention_mask=mask, **extra).last_hidden_state
-        return torch.as_tensor(self.head(self.drop(states[:, 0])))
+        return torch.as_tensor(self.head(self.drop(states[: len(user), 0])))

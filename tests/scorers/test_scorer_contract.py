@@ -1,0 +1,242 @@
+"""What every scorer must do. A new scorer is found by itself, and needs a line in FACTORIES."""
+
+import importlib
+import inspect
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import llmrs_lightning.scorers as package
+from llmrs_lightning.data.tokens import TokenStore
+from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.features import Side, SideSizes
+from llmrs_lightning.scorers import CrossEncoderScorer, DNNScorer, MFScorer, Scorer, SemanticScorer, base
+from llmrs_lightning.scorers.cross_encoder import join_pairs
+
+USERS, ITEMS = SideSizes(num_ids=6, features=7, text=4), SideSizes(num_ids=9, features=5, text=4)
+
+FACTORIES = {
+    DNNScorer: {
+        "default": lambda: DNNScorer(),
+        "gelu": lambda: DNNScorer([16, 8, 4], dropout=0.0, activation="gelu"),
+        "one layer": lambda: DNNScorer([5], activation="tanh"),
+    },
+    MFScorer: {
+        "default": lambda: MFScorer(),
+        "features": lambda: MFScorer(size=3, dropout=0.3, use_features=True),
+    },
+    SemanticScorer: {
+        "default": lambda: SemanticScorer(),
+        "mapped": lambda: SemanticScorer(size=3),
+    },
+}
+
+
+def subclasses(cls):
+    return {c for child in cls.__subclasses__() for c in (child, *subclasses(child))}
+
+
+for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
+    importlib.import_module(info.name)
+SCORERS = {
+    cls
+    for cls in subclasses(Scorer)
+    if cls.__module__.startswith(package.__name__ + ".") and cls.has_grid and not inspect.isabstract(cls)
+}
+
+
+def test_every_scorer_with_a_grid_is_under_contract():
+    assert {cls.__name__ for cls in SCORERS} == {cls.__name__ for cls in FACTORIES}
+
+
+def make_side(sizes, rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.arange(rows) % (sizes.num_ids + 1)
+    return Side(
+        index,
+        torch.randn(rows, sizes.features, generator=generator),
+        torch.randn(rows, sizes.text, generator=generator),
+    )
+
+
+def pairs_of(users, items):
+    """Every user with every item, users outermost."""
+    row, column = torch.arange(len(users)).repeat_interleave(len(items)), torch.arange(len(items)).repeat(len(users))
+    return users[row], items[column]
+
+
+def values(grid):
+    return grid.flatten(0, 1)
+
+
+@pytest.mark.parametrize("num_outputs", [1, 5])
+@pytest.mark.parametrize(
+    "factory", [pytest.param(f, id=f"{c.__name__}-{n}") for c, v in FACTORIES.items() for n, f in v.items()]
+)
+class TestScorer:
+    @pytest.fixture
+    def scorer(self, factory, num_outputs):
+        torch.manual_seed(0)
+        scorer = factory()
+        scorer.build(USERS, ITEMS, num_outputs)
+        for parameter in scorer.parameters():  # so that nothing hides behind a weight that starts at 0 or 1
+            torch.nn.init.normal_(parameter, std=0.5)
+        return scorer
+
+    @pytest.fixture
+    def users(self):
+        return make_side(USERS, 11, 1)
+
+    @pytest.fixture
+    def items(self):
+        return make_side(ITEMS, 10, 2)
+
+    def test_pairs_have_one_value_an_output(self, scorer, users, items, num_outputs):
+        scores = scorer(users[:10], items)
+        assert scores.shape == (10, num_outputs)
+        assert scores.isfinite().all()
+        assert (scores.std(0) > 0).all()
+
+    def test_the_grid_equals_the_score_of_every_pair(self, scorer, users, items, num_outputs):
+        scorer.eval()
+        grid = scorer.grid(users, items)
+        assert grid.shape == (11, 10, num_outputs)
+        torch.testing.assert_close(values(grid), scorer(*pairs_of(users, items)), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("elements", [1, 700])
+    def test_the_grid_is_the_same_in_chunks(self, scorer, users, items, elements, monkeypatch):
+        scorer.eval()
+        whole = scorer.grid(users, items)
+        chunks = []
+        original = scorer.grid_chunk
+        monkeypatch.setattr(scorer, "grid_chunk", lambda u, p: chunks.append(len(u)) or original(u, p), raising=False)
+        monkeypatch.setattr(base, "GRID_ELEMENTS", elements)
+        torch.testing.assert_close(scorer.grid(users, items), whole, rtol=1e-5, atol=1e-5)
+        assert sum(chunks) == len(users)
+        assert elements > 1 or len(chunks) == len(users)
+        assert all(size == 1 or size * scorer.grid_width(items) <= elements for size in chunks)
+
+    def test_the_width_of_the_grid_counts_at_least_its_outputs_or_items(self, scorer, items):
+        assert scorer.grid_width(items) >= len(items)
+
+    def test_every_weight_learns(self, scorer, users, items):
+        torch.manual_seed(0)
+        scorer.train()
+        scores = scorer(*pairs_of(users, items))
+        (scores * torch.randn_like(scores)).sum().backward()
+        names = {name for name, p in scorer.named_parameters() if p.requires_grad}
+        assert names
+        assert names == {name for name, p in scorer.named_parameters() if p.grad is not None and p.grad.any()}
+
+    def test_the_gradient_reaches_what_the_scorer_reads(self, scorer, users, items):
+        inputs = (users[:10], items)
+        leaves = [t.requires_grad_() for side in inputs for t in (side.features, side.text)]
+        ids = [p for n, p in scorer.named_parameters() if n.endswith("_ids.weight")]
+        scorer(*inputs).square().sum().backward()
+        reached = [leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves]
+        assert ids or (reached[0] and reached[2]) or (reached[1] and reached[3])
+
+    def test_evaluation_repeats_itself(self, scorer, users, items):
+        scorer.eval()
+        assert torch.equal(scorer(users[:10], items), scorer(users[:10], items))
+        assert torch.equal(scorer.grid(users, items), scorer.grid(users, items))
+
+    def test_a_pair_is_scored_alike_in_any_company(self, scorer, users, items):
+        scorer.eval()
+        together = scorer(users[:10], items)
+        alone = torch.cat([scorer(users[i : i + 1], items[i : i + 1]) for i in range(10)])
+        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+
+    def test_a_process_without_rows_gets_no_scores_and_a_gradient_of_zero(self, scorer, users, items, num_outputs):
+        scores = scorer(users[:0], items[:0])
+        assert scores.shape == (0, num_outputs)
+        assert scorer.grid(users[:0], items).shape == (0, 10, num_outputs)
+        scores.sum().backward()
+        learned = [p for p in scorer.parameters() if p.requires_grad]
+        assert all(p.grad is not None and not p.grad.any() for p in learned)
+
+
+def test_a_semantic_scorer_needs_text():
+    with pytest.raises(ConfigError, match=r"model\.encoder"):
+        SemanticScorer().build(SideSizes(3, 4, 0), SideSizes(3, 4, 0), 1)
+
+
+def test_unknown_ids_are_scored_by_the_unknown_slot():
+    scorer = MFScorer(size=3)
+    scorer.build(USERS, ITEMS, 1)
+    unknown = Side(torch.zeros(2, dtype=torch.int64), torch.randn(2, 7))
+    scores = scorer(unknown, make_side(ITEMS, 1, 0)[torch.tensor([0, 0])])
+    assert torch.equal(scores[0], scores[1])
+
+
+# ---- one language model over both texts
+
+LIKES = ["red things", "a red garden and coffee in winter", "blue", "blue travel books"]
+THINGS = ["blue kettle", "lamp", "a red scarf in the window . paper", "stone city"]
+
+
+@pytest.fixture(scope="module")
+def store(tiny_bert, tmp_path_factory):
+    return TokenStore.build([*LIKES, *THINGS], tiny_bert, 12, str(tmp_path_factory.mktemp("pairs")))
+
+
+@pytest.fixture
+def cross(tiny_bert):
+    scorer = CrossEncoderScorer(tiny_bert)
+    torch.manual_seed(0)
+    scorer.build(USERS, ITEMS, 2)
+    return scorer
+
+
+def token_side(store, texts, extra=0):
+    ids, mask = (torch.from_numpy(part) for part in store.padded(np.asarray(texts, np.int64)))
+    ids, mask = torch.nn.functional.pad(ids, (0, extra)), torch.nn.functional.pad(mask, (0, extra))
+    return Side(torch.ones(len(texts), dtype=torch.int64), torch.zeros(len(texts), 0), None, ids, mask)
+
+
+def test_joined_pairs_are_what_the_tokeniser_makes_of_two_texts(store, tiny_bert):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    expected = tokenizer(LIKES, THINGS, padding=True, return_tensors="pt")
+    ids, mask, types = join_pairs(token_side(store, range(4), extra=2), token_side(store, range(4, 8), extra=3))
+    assert torch.equal(ids, expected["input_ids"])
+    assert torch.equal(mask, expected["attention_mask"])
+    assert torch.equal(types, expected["token_type_ids"])
+
+
+def test_a_cross_encoder_scores_the_first_token_of_the_pair(cross, store, tiny_bert):
+    cross.eval()
+    scores = cross(token_side(store, range(4)), token_side(store, range(4, 8)))
+    assert scores.shape == (4, 2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    for user, item, score in zip(LIKES, THINGS, scores, strict=True):
+        states = cross.backbone(**tokenizer(user, item, return_tensors="pt")).last_hidden_state
+        torch.testing.assert_close(score, cross.head(states[0, 0]), rtol=1e-5, atol=1e-5)
+
+
+def test_a_cross_encoder_trains_the_whole_language_model(cross, store):
+    assert all(module.training for module in cross.modules())
+    cross(token_side(store, range(4)), token_side(store, range(4, 8))).square().sum().backward()
+    assert [n for n, p in cross.named_parameters() if p.grad is None] == []
+
+
+def test_a_cross_encoder_without_rows_keeps_in_step_with_the_others(cross, store):
+    scores = cross(token_side(store, []), token_side(store, []))
+    assert scores.shape == (0, 2)
+    scores.sum().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in cross.parameters())
+
+
+def test_a_cross_encoder_has_no_grid(cross, store):
+    assert not CrossEncoderScorer.has_grid
+    with pytest.raises(ConfigError, match=r"whole catalogue[\s\S]*model\.ranking"):
+        cross.grid(token_side(store, range(4)), token_side(store, range(4, 8)))
+
+
+def test_pairs_longer_than_the_model_are_refused(cross, tiny_bert, tmp_path):
+    long = TokenStore.build(["red " * 40, "blue " * 20, "blue " * 21, "blue " * 22], tiny_bert, 60, str(tmp_path))
+    assert cross(token_side(long, [0]), token_side(long, [2])).shape == (1, 2)  # 64 tokens: [CLS] 40 [SEP] 21 [SEP]
+    with pytest.raises(ConfigError, match=r"data\.max_length[\s\S]*65 tokens[\s\S]*at most 64"):
+        cross(token_side(long, [0, 0]), token_side(long, [1, 3]))
