@@ -50,6 +50,7 @@ def _quiet() -> None:
         ".*IterableDataset.*",
         ".*`isinstance\\(treespec.*",
         ".*smaller than the logging interval.*",
+        ".*in eval mode at the start of training.*",  # a frozen language model is meant to be
     ):
         warnings.filterwarnings("ignore", message=message)
 

@@ -133,7 +133,7 @@ class RecCLI(LightningCLI):
 
     def resolved(self) -> str:
         """Return the whole configuration as YAML."""
-        return str(self.parser.dump(self.config, skip_none=False))
+        return str(self.parser.dump(self.config, skip_unset=False))
 
 
 def build(args: Sequence[str]) -> RecCLI:

@@ -1,0 +1,98 @@
+"""Every YAML under experiments/ says what it asks, means what it writes, and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from datasets import Dataset
+
+from llmrs_lightning.cli import main
+from llmrs_lightning.data.schema import Tables
+from llmrs_lightning.data.sources import MovieLens100K
+from llmrs_lightning.training.config import build
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+CONFIGS = sorted(FOLDER.rglob("*.yaml"))
+
+
+def small_movielens(self: MovieLens100K) -> Tables:
+    """Return tables with MovieLens-100K's columns, small enough for two steps."""
+    rng = np.random.default_rng(0)
+    users, items = range(1, 31), range(1, 25)
+    pairs = [(u, i) for u in users for i in items if rng.random() < 0.7]
+    return Tables(
+        Dataset.from_list([{"user_id": str(u), "age": 20 + u, "gender": "female", "occupation": "music"} for u in users]),
+        Dataset.from_list([{"item_id": str(i), "title": "red bag", "year": 1990 + i, "genres": ["a"]} for i in items]),
+        Dataset.from_list(
+            [
+                {"user_id": str(u), "item_id": str(i), "rating": float(rng.integers(1, 6)), "timestamp": int(t)}
+                for t, (u, i) in enumerate(pairs)
+            ]
+        ),
+    )
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MovieLens100K, "load", small_movielens)
+
+
+def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    if isinstance(value, dict) and value:
+        return [leaf for key, part in value.items() for leaf in leaves(part, (*path, str(key)))]
+    return [(path, value)]
+
+
+def looked_up(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config["init_args"] if "class_path" in config and key not in config else config
+        config = config[key]
+    return config
+
+
+def tiny(config: Path, model: str) -> list[str]:
+    """Return options that put the small BERT where the file names a real one."""
+    paths = [path for path, value in leaves(yaml.safe_load(config.read_text())) if path[-1] == "pretrained"]
+    return [word for path in paths for word in (f"--{'.'.join(path)}", model)]
+
+
+def test_there_are_experiments() -> None:
+    assert len(CONFIGS) >= 5
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(FOLDER)))
+def test_it_opens_with_its_question_and_its_launch_line(config: Path) -> None:
+    lines = config.read_text().splitlines()
+    assert lines[0].startswith("# Question: ")
+    assert lines[0].endswith("?") or lines[1].startswith("#")
+    assert any(line == f"# Launch:   llmrs fit --config experiments/{config.relative_to(FOLDER)}" for line in lines)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(FOLDER)))
+def test_what_is_written_is_what_is_resolved(config: Path, tiny_bert: str) -> None:
+    written = yaml.safe_load(config.read_text())
+    resolved = yaml.safe_load(build(["--config", str(config), *tiny(config, tiny_bert)]).resolved())
+    for path, value in leaves(written):
+        found = looked_up(resolved, path)
+        if isinstance(found, dict) and isinstance(value, str):  # a bare class name
+            found = found["class_path"]
+        if path[-1] == "pretrained":
+            assert found == tiny_bert
+        elif isinstance(value, str):
+            assert str(found).split(".")[-1] == value.split(".")[-1], path
+        else:
+            assert found == value, path
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(FOLDER)))
+def test_it_runs_for_two_steps(config: Path, tiny_bert: str, tmp_path: Path) -> None:
+    options = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.accelerator", "cpu"]
+    options += ["--data.batch_size", "64", "--run.folder", str(tmp_path), "--trainer.enable_progress_bar", "false"]
+    if "frozen_epochs" in config.read_text():
+        options += ["--model.frozen_epochs", "0"]
+    assert main(["fit", "--config", str(config), *tiny(config, tiny_bert), *options]) == 0
+    assert len(list(tmp_path.rglob("metrics.json"))) == 1
