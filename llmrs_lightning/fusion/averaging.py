@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -33,7 +35,7 @@ class WeightedAverage(Fusion):
     def build(self, members: list[str]) -> None:
         """Set the initial weights."""
         given = self.given or dict.fromkeys(members, 1.0)
-        if set(given) != set(members) or min(given.values()) <= 0:
+        if set(given) != set(members) or not all(0 < weight < math.inf for weight in given.values()):
             raise ConfigError(
                 "the fusion weights do not fit the members",
                 where="model.fusion.init_args.weights",
