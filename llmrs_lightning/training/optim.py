@@ -58,10 +58,12 @@ class Optimization:
         """
         encoder_parameters = {id(p) for encoder in encoders for p in encoder.parameters()}
         groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+        placed: set[int] = set()
         for owner in module.modules():
             for parameter in owner.parameters(recurse=False):
-                if not parameter.requires_grad:
+                if not parameter.requires_grad or id(parameter) in placed:
                     continue
+                placed.add(id(parameter))
                 decay = 0.0 if parameter.ndim < 2 or isinstance(owner, NORMS) else self.weight_decay
                 if id(parameter) in encoder_parameters:
                     part = "encoder"
@@ -70,9 +72,10 @@ class Optimization:
                 else:
                     part = "head"
                 groups.setdefault((part, decay), []).append(parameter)
+        own = self.embedding_learning_rate
         rates = {
             "encoder": self.encoder_learning_rate,
-            "embedding": self.embedding_learning_rate or self.learning_rate,
+            "embedding": self.learning_rate if own is None else own,
             "head": self.learning_rate,
         }
         return [
