@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
+from urllib.request import getproxies, proxy_bypass
 
 from llmrs_lightning.errors import ModelError, listing
 
@@ -128,12 +129,13 @@ def _hub_problem() -> str | None:
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return "HF_HUB_OFFLINE forbids asking the hub"
     endpoint = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    proxies = {"http_proxy", "https_proxy", "all_proxy"}
-    if proxies & {key.lower() for key in os.environ}:
-        return None
+    proxies = {} if proxy_bypass(endpoint.hostname or "") else getproxies()
+    proxy = proxies.get(endpoint.scheme) or proxies.get("all")
+    asked = urlparse(proxy if "://" in proxy else f"http://{proxy}") if proxy else endpoint
     try:
-        port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
-        socket.create_connection((endpoint.hostname or "", port), timeout=_CONNECT_SECONDS).close()
+        port = asked.port or (443 if asked.scheme == "https" else 80)
+        socket.create_connection((asked.hostname or "", port), timeout=_CONNECT_SECONDS).close()
     except OSError as error:
-        return f"the hub at {endpoint.netloc} does not answer ({error})"
+        # the host alone: the address of a proxy may hold a password
+        return f"the {'proxy' if proxy else 'hub'} at {asked.hostname} does not answer ({error})"
     return None

@@ -72,7 +72,7 @@ class RecCLI(LightningCLI):
             save_config_callback=None,
             trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=0,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"prog": "llmrs fit", "exit_on_error": False},
             args=list(args),
             run=False,
             auto_configure_optimizers=False,
