@@ -233,7 +233,9 @@ def predict(args: Sequence[str]) -> None:
                 fix="take these rows out, or train on tables that hold them",
             )
         positions.append(place.to_numpy().astype("int64"))
-    batches = trainer.predict(cli.model, data.pair_loader(*positions)) or []
+    loader = data.pair_loader(*positions)
+    data.predict_dataloader = lambda: loader  # type: ignore[method-assign]
+    batches = trainer.predict(cli.model, datamodule=data) or []
     rows = torch.cat([b["row"] for b in batches]) if batches else torch.zeros(0, dtype=torch.int64)
     order = rows.argsort()
     table = pairs.data.table.combine_chunks()
