@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
@@ -14,6 +15,12 @@ def listing(names: Iterable[object], limit: int = _SHOWN) -> str:
     shown = [str(name) for name in names]
     more = len(shown) - limit
     return ", ".join(shown[:limit]) + (f" and {more:,} more" if more > 0 else "") if shown else "nothing"
+
+
+def suggestion(name: str, allowed: list[str]) -> str:
+    """Say which of the allowed names comes nearest to `name`, or nothing if none is near."""
+    near = difflib.get_close_matches(name.lower(), [other.lower() for other in allowed], n=1, cutoff=0.6)
+    return f"did you mean {next(other for other in allowed if other.lower() == near[0])!r}?" if near else ""
 
 
 class LLMRSError(ValueError):

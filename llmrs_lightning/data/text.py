@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
-from llmrs_lightning.data.schema import ITEM, USER, suggestion
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.data.schema import ITEM, USER
+from llmrs_lightning.errors import ConfigError, DataError, listing, suggestion
 
 STOP_WORDS = frozenset(
     re.findall(

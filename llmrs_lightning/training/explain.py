@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from llmrs_lightning.data.schema import suggestion
-from llmrs_lightning.errors import ConfigError, listing
+from llmrs_lightning.errors import ConfigError, listing, suggestion
 
 _SHOWN = 60
 _KEY = re.compile(r'Parser key "([\w.]+)"')

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from llmrs_lightning.data.collate import RecBatch
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import TextBatch
-from llmrs_lightning.encoders import TextEncoder
+from llmrs_lightning.encoders import TextEncoder, TextVectors
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
@@ -104,7 +102,8 @@ class JointRecommender(pl.LightningModule):
         self.table: dict[str, Tensor] = {}
         self.per_user: dict[str, Tensor] = {}
         self._built = False
-        self._forget_vectors()
+        self._sides: dict[str, Side] = {}
+        self.register_load_state_dict_post_hook(lambda *_: self._weights_changed())  # type: ignore[no-untyped-call]
 
     # ---- building
 
@@ -131,6 +130,7 @@ class JointRecommender(pl.LightningModule):
                     fix=f"set it to the encoder's model, {self.encoder.pretrained}",
                 )
             self.encoder.build()
+            self._vectors = TextVectors(self.encoder, spec.texts)
         if self.behaviour is not None:
             self.behaviour.build(spec.users, spec.items)
         blocks: dict[str, list[int]] = {side: self._widths(side) for side in SIDES}
@@ -212,8 +212,7 @@ class JointRecommender(pl.LightningModule):
         if self.encoder_learns:
             vectors = self.encoder(getattr(batch, f"{side}_texts"), side)
         else:
-            ids, pooled = self._pooled_vectors(side)
-            vectors = self.encoder.head(pooled[torch.searchsorted(ids, getattr(batch, f"{side}_text_ids"))], side)
+            vectors = self._vectors(side, getattr(batch, f"{side}_text_ids"))
         return cast(Tensor, vectors[getattr(batch, f"{side}_text")])
 
     def forward(self, batch: RecBatch) -> tuple[Tensor, Tensor]:
@@ -231,33 +230,7 @@ class JointRecommender(pl.LightningModule):
         members = torch.stack([scorer.grid(users, items).float() for scorer in self.members.values()], 2)
         return members, self.fusion(members)
 
-    # ---- text vectors that are computed once
-
-    def _forget_vectors(self) -> None:
-        self._pooled: dict[str, tuple[Tensor, Tensor]] = {}
-        self._sides: dict[str, Side] = {}
-
-    @torch.no_grad()
-    def _pooled_vectors(self, side: SideName) -> tuple[Tensor, Tensor]:
-        """Return the distinct text numbers of one side (T,), ascending, and their pooled vectors (T, H)."""
-        if side not in self._pooled:
-            assert self.spec is not None
-            assert self.spec.texts is not None
-            assert self.encoder is not None
-            store = self.spec.texts.store
-            ids = torch.from_numpy(np.unique(getattr(self.spec.texts, side)))
-            pooled = torch.zeros(len(ids), self.encoder.hidden_size, device=self.device)
-            training = self.encoder.training
-            self.encoder.eval()
-            with tqdm(total=len(ids), desc=f"encode {side} texts", unit="text", delay=3, leave=False) as bar:
-                for chunk in store.chunks(ids.numpy()):
-                    batch = store.batch(chunk).to(self.device)
-                    rows = torch.searchsorted(ids, torch.from_numpy(chunk)).to(self.device)
-                    pooled[rows] = self.encoder.pooled(batch, side).to(pooled.dtype)
-                    bar.update(len(chunk))
-            self.encoder.train(training)
-            self._pooled[side] = ids.to(self.device), pooled
-        return self._pooled[side]
+    # ---- what is computed once
 
     @torch.no_grad()
     def all_sides(self) -> tuple[Side, Side]:
@@ -267,15 +240,15 @@ class JointRecommender(pl.LightningModule):
             if side not in self._sides:
                 text = None
                 if self.encoder is not None and self.spec.texts is not None:
-                    ids, pooled = self._pooled_vectors(side)
                     numbers = torch.from_numpy(getattr(self.spec.texts, side)).to(self.device)
-                    text = self.encoder.head(pooled, side)[torch.searchsorted(ids, numbers)]
+                    text = self._vectors(side, numbers)
                 self._sides[side] = self.make_side(side, torch.arange(table.num_rows, device=self.device), text)
         return self._sides["user"], self._sides["item"]
 
-    def on_fit_start(self) -> None:
-        """Forget vectors of earlier weights."""
-        self._forget_vectors()
+    def _weights_changed(self) -> None:
+        self._sides = {}
+        if self.encoder is not None and self._built:
+            self._vectors.forget()
 
     # ---- training
 
@@ -296,10 +269,10 @@ class JointRecommender(pl.LightningModule):
         return loss
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Drop vectors that the step has made stale."""
+        """Forget what the step has made stale."""
         self._sides = {}
         if self.encoder_learns:
-            self._pooled = {}
+            self._vectors.forget()
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and a schedule stepped every step."""
@@ -363,21 +336,7 @@ class JointRecommender(pl.LightningModule):
             for name, value in metrics.items():
                 self.log(f"{prefix}/{name}", value, prog_bar=name in shown, rank_zero_only=True)
         if stage == "val":
-            fused = results[FUSED]
-            if self.monitor not in fused:
-                raise ConfigError(
-                    f"there is no validation metric {self.monitor!r} to follow",
-                    where="model.monitor",
-                    found=self.monitor,
-                    allowed=listing(fused, 40),
-                )
-            value = fused[self.monitor]
-            if value != value:
-                raise ConfigError(
-                    f"the validation metric {self.monitor!r} is not defined on these data",
-                    where="model.monitor",
-                    fix="choose another: auc needs both classes, rankings need positive rows",
-                )
+            value = results[FUSED].get(self.monitor, float("nan"))
             self.log(MONITOR, -value if self.monitor in LOWER_IS_BETTER else value)
 
     def on_validation_epoch_start(self) -> None:

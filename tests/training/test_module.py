@@ -146,6 +146,23 @@ def test_evaluation_never_uses_vectors_of_older_weights(tiny_bert: str, tmp_path
     assert fresh.results["val"]["fused"]["auc"] == pytest.approx(logged, abs=1e-6)
 
 
+def test_loading_weights_drops_every_vector_of_the_weights_before(tiny_bert: str) -> None:
+    module, data = built(tiny_bert)
+    batch = whole_batch(data)
+    module.eval()
+    module.all_sides()
+    before = module(batch)[1]
+    state = {name: value + 0.05 * torch.randn_like(value) for name, value in module.state_dict().items()}
+    module.load_state_dict(state)
+    fresh, _ = built(tiny_bert)
+    fresh.load_state_dict(state)
+    fresh.eval()
+    fresh.all_sides()
+    after = module(batch)[1]  # without all_sides: nothing old may be left
+    torch.testing.assert_close(after, fresh(batch)[1], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
 def test_same_seed_gives_the_same_weights(tiny_bert: str, tmp_path: Path) -> None:
     weights = []
     for _ in range(2):

@@ -17,9 +17,9 @@ import pyarrow.json
 import pyarrow.parquet
 from datasets import Dataset
 
-from llmrs_lightning.data.schema import Tables, suggestion
+from llmrs_lightning.data.schema import Tables
 from llmrs_lightning.data.sources.base import Source
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.errors import ConfigError, DataError, listing, suggestion
 
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
 _BLOCK = 16 << 20  # a row must fit into one block of the csv and json readers

@@ -7,7 +7,6 @@ import http.client
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -25,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset
 
+from llmrs_lightning.data.cache import cache_folder
 from llmrs_lightning.data.schema import ITEM, RATING, TIMESTAMP, USER, Tables
 from llmrs_lightning.data.sources.base import Source
 from llmrs_lightning.errors import DataError
@@ -75,8 +75,7 @@ class MovieLens100K(Source):
     @property
     def folder(self) -> Path:
         """Say where the tables are cached."""
-        root = self.cache_dir or os.environ.get("LLMRS_CACHE") or "~/.cache/llmrs_lightning"
-        return Path(root).expanduser() / self.name
+        return cache_folder(self.cache_dir) / self.name
 
     def load(self) -> Tables:
         """Read the cached tables, or get and cache them.
