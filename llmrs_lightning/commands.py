@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.csv
@@ -22,7 +22,6 @@ from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.training.callbacks import make_callbacks
 from llmrs_lightning.training.config import RecCLI, build
-from llmrs_lightning.training.evaluation import MONITOR
 from llmrs_lightning.training.load import load_weights, restore
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
@@ -72,7 +71,8 @@ def fit(args: Sequence[str]) -> None:
     failed = True
     try:
         loggers, wandb = make_loggers(run.path, options.experiment, options.wandb, options.project, options.tags)
-        trainer = cli.make_trainer(logger=loggers, callbacks=make_callbacks(run.checkpoints, options.patience))
+        callbacks = make_callbacks(run.checkpoints, options.patience)
+        trainer = cli.make_trainer(logger=loggers, callbacks=callbacks)
         if wandb is not None:
             wandb.log_hyperparams(_plain_config(cli))
         seconds = {"prepare": time.perf_counter() - started}
@@ -96,7 +96,11 @@ def fit(args: Sequence[str]) -> None:
             return
         seconds["total"] = time.perf_counter() - started
         summary = {
-            "monitor": {"name": MONITOR, "metric": module.monitor, "best_epoch": best["epoch"]},
+            "monitor": {
+                "metric": module.monitor,
+                "best_epoch": best["epoch"],
+                "best_value": float(cast(torch.Tensor, callbacks[1].best_model_score)),
+            },
             "epochs": trainer.current_epoch,
             "seconds": seconds,
             "parameters": sum(p.numel() for p in module.parameters()),

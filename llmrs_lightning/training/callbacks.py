@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 
 from llmrs_lightning.training.evaluation import MONITOR
 from llmrs_lightning.training.module import JointRecommender
@@ -31,7 +31,7 @@ class StopEarly(EarlyStopping):
             super().on_validation_end(trainer, pl_module)
 
 
-def make_callbacks(checkpoints: Path, patience: int) -> list[Callback]:
+def make_callbacks(checkpoints: Path, patience: int) -> tuple[StopEarly, ModelCheckpoint]:
     """Make early stopping and the checkpoint of the best epoch; both follow `MONITOR`."""
     best = ModelCheckpoint(
         dirpath=str(checkpoints),
@@ -41,4 +41,4 @@ def make_callbacks(checkpoints: Path, patience: int) -> list[Callback]:
         mode="max",
         save_weights_only=True,
     )
-    return [StopEarly(patience), best]
+    return StopEarly(patience), best

@@ -19,6 +19,11 @@ MONITOR = "val/monitor"
 LOWER_IS_BETTER = frozenset({"loss", "log_loss", "mae", "rmse"})
 
 
+def shown_cutoff(ks: Sequence[int]) -> int:
+    """Return the cut-off that progress bars and tables show: 10, or the largest."""
+    return 10 if 10 in ks else max(ks)
+
+
 class Evaluation(nn.Module):
     """Collect scores over batches and processes, then compute every metric of every system.
 

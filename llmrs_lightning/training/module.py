@@ -30,6 +30,7 @@ from llmrs_lightning.training.evaluation import (
     RATING_CLASS,
     Evaluation,
     Results,
+    shown_cutoff,
 )
 from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss
 from llmrs_lightning.training.optim import Optimization
@@ -285,14 +286,18 @@ class JointRecommender(pl.LightningModule):
 
     # ---- evaluation
 
+    @property
+    def columns(self) -> list[str]:
+        """What the loss gives a pair beside its score: its own value, and probability and rating if it defines them."""
+        probe = torch.zeros(1, self.loss.num_outputs, device=self.device)
+        return [LOSS, *(name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None)]
+
     def _start(self, stage: Literal["val", "test"]) -> None:
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         assert self.spec is not None
-        probe = torch.zeros(1, self.loss.num_outputs, device=self.device)
-        extra = [LOSS, *(name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None)]
-        systems: dict[str, list[str]] = {FUSED: extra}
+        systems: dict[str, list[str]] = {FUSED: self.columns}
         if len(self.members) > 1:
-            systems |= dict.fromkeys(self.members, extra)
+            systems |= dict.fromkeys(self.members, self.columns)
         self.baselines = baselines() if stage == "test" else {}
         for name, baseline in self.baselines.items():
             baseline.fit(self.spec.train, self.spec.users.num_rows, self.spec.items.num_rows)
@@ -332,7 +337,7 @@ class JointRecommender(pl.LightningModule):
         self.results[stage] = results
         for system, metrics in results.items():
             prefix = stage if system == FUSED else f"{stage}/{system}"
-            shown = {"auc", f"ndcg@{self.ks[-1]}"} if system == FUSED else set()
+            shown = {"auc", f"ndcg@{shown_cutoff(self.ks)}"} if system == FUSED else set()
             for name, value in metrics.items():
                 self.log(f"{prefix}/{name}", value, prog_bar=name in shown, rank_zero_only=True)
         if stage == "val":

@@ -7,8 +7,8 @@ import torch
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.errors import ConfigError, LLMRSError, listing
 from llmrs_lightning.training.config import RecCLI
-from llmrs_lightning.training.evaluation import FUSED, LOSS, Evaluation
-from llmrs_lightning.training.module import PREDICTIONS, JointRecommender
+from llmrs_lightning.training.evaluation import FUSED, Evaluation
+from llmrs_lightning.training.module import JointRecommender
 
 
 def prepare(cli: RecCLI) -> tuple[JointRecommender, RecDataModule]:
@@ -39,11 +39,9 @@ def check_monitor(module: JointRecommender, data: RecDataModule) -> None:
         ConfigError: If it will not; names those that will.
     """
     target = data.pairs("val")
-    probe = torch.zeros(1, module.loss.num_outputs)
-    extra = [LOSS, *(name for name in PREDICTIONS if getattr(module.loss, name)(probe) is not None)]
-    evaluation = Evaluation({FUSED: extra}, target, len(data.data.users), module.ks)
+    evaluation = Evaluation({FUSED: module.columns}, target, len(data.data.users), module.ks)
     constant = torch.full((len(target),), 0.5)
-    evaluation.add_pairs(torch.arange(len(target)), {FUSED: dict.fromkeys(["score", *extra], constant)})
+    evaluation.add_pairs(torch.arange(len(target)), {FUSED: dict.fromkeys(["score", *module.columns], constant)})
     if module.ranking:
         one = torch.full((1, 1), bool((target.label > 0).any()))
         evaluation.add_ranking(FUSED, one.float(), one, torch.zeros(1, dtype=torch.int64), torch.ones_like(one))

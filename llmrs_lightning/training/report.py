@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from llmrs_lightning.training.evaluation import LOWER_IS_BETTER, Results
+from llmrs_lightning.training.evaluation import LOWER_IS_BETTER, Results, shown_cutoff
 
 _PAIR = ("auc", "gauc", "accuracy", "rating_accuracy", "log_loss", "rmse")
 _RANKING = ("ndcg", "recall", "hit", "mrr")
@@ -17,7 +17,7 @@ _RANKING = ("ndcg", "recall", "hit", "mrr")
 
 def results_table(results: Results, ks: Sequence[int], title: str) -> Table:
     """Make a table of systems by metrics, the best value of each column in bold."""
-    k = 10 if 10 in ks else max(ks)
+    k = shown_cutoff(ks)
     names = [n for n in (*_PAIR, *(f"{m}@{k}" for m in _RANKING)) if any(n in m for m in results.values())]
     table = Table(title=escape(title), title_justify="left", title_style="bold")
     table.add_column("system")
