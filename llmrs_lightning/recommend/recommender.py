@@ -94,12 +94,14 @@ class Recommender:
             ConfigError: If k or a column cannot be used, or nothing is asked.
         """
         if k < 1:
-            raise ConfigError("k must be at least 1", where="k", found=str(k))
+            raise ConfigError("a list cannot be so short", where="k (--k)", found=str(k), allowed="1 or more")
         if not users and not texts:
             raise ConfigError(
-                "no user is given", allowed="ids of known users, or a text that describes a new one", where="users"
+                "no user is given",
+                where="users, texts (--users, --text)",
+                allowed="ids of known users, or a text that describes a new one",
             )
-        known = self._positions(users, USER, self.data.data.user_ids)
+        known = self._positions(users, USER, self.data.data.user_ids, "users")
         allowed = self._allowed(allow, deny)
         keys = None if dedup_by is None else self._keys(dedup_by)
         pairs = self.data.pairs(*seen_parts)
@@ -125,7 +127,9 @@ class Recommender:
         if encoder is None:
             raise ConfigError("this model reads no text, so a new user cannot be described", where="model.encoder")
         if not all(t.strip() for t in texts):
-            raise DataError("a new user's text is empty", fix="describe the user in a few words")
+            raise DataError(
+                "a new user's text is empty", where="texts (--text)", fix="describe the user in a few words"
+            )
         assert self.data.tokenizer
         assert self.data.user_text
         words, index = distinct([clean(t, self.data.user_text.lowercase) for t in texts])
@@ -166,9 +170,9 @@ class Recommender:
         ids = self.data.data.item_ids
         mask = torch.full((len(ids),), allow is None)
         if allow is not None:
-            mask[torch.from_numpy(self._positions(allow, ITEM, ids))] = True
+            mask[torch.from_numpy(self._positions(allow, ITEM, ids, "allow"))] = True
         if deny:
-            mask[torch.from_numpy(self._positions(deny, ITEM, ids))] = False
+            mask[torch.from_numpy(self._positions(deny, ITEM, ids, "deny"))] = False
         return mask
 
     def _keys(self, column: str) -> Tensor:
@@ -180,12 +184,13 @@ class Recommender:
         return torch.from_numpy(distinct([str(v).strip().casefold() for v in items[column]])[1])
 
     @staticmethod
-    def _positions(asked: Sequence[str], column: str, ids: Any) -> Ids:
+    def _positions(asked: Sequence[str], column: str, ids: Any, option: str) -> Ids:
         place = {str(known): i for i, known in enumerate(ids)}
         unknown = [str(a) for a in asked if str(a) not in place]
         if unknown:
             raise DataError(
                 f"{len(unknown)} {column} of {len(asked)} are not in the data",
+                where=f"{option} (--{option})",
                 found=listing(unknown, 5),
                 allowed=f"{len(ids):,} ids such as {listing(list(ids[:3]))}",
                 fix="a new user can be described by a text" if column == USER else "",
