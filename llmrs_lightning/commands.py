@@ -22,6 +22,7 @@ from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.training.callbacks import make_callbacks
 from llmrs_lightning.training.config import RecCLI, build
+from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
 from llmrs_lightning.training.load import load_weights, restore
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
@@ -99,7 +100,8 @@ def fit(args: Sequence[str]) -> None:
             "monitor": {
                 "metric": module.monitor,
                 "best_epoch": best["epoch"],
-                "best_value": float(cast(torch.Tensor, callbacks[1].best_model_score)),
+                "best_value": float(cast(torch.Tensor, callbacks[1].best_model_score))
+                * (-1 if module.monitor in LOWER_IS_BETTER else 1),  # callbacks follow what rises
             },
             "epochs": trainer.current_epoch,
             "seconds": seconds,

@@ -54,6 +54,8 @@ class SafeWandbLogger(WandbLogger):
         try:
             return call(*args, **kwargs)
         except Exception as error:  # whatever the service, the disk or the network came up with
+            if self.failed:  # told by a call inside this one
+                return None
             self.failed = True
             _log.warning("Weights & Biases failed (%s); the run goes on without it, with CSV logs.", error)
             return None

@@ -45,7 +45,7 @@ class RunDirectory:
             ConfigError: If a name is no name of a folder, or the folder cannot be made.
         """
         for option, name in (("run.experiment", experiment), ("run.id", run_id)):
-            if name is not None and (Path(name).name != name or name == ".."):
+            if name is not None and (not name or Path(name).name != name or name == ".."):
                 raise ConfigError(
                     "this cannot be the name of a folder", where=option, found=repr(name), allowed="a name without /"
                 )
