@@ -275,7 +275,23 @@ def test_validate_repeats_the_value_that_chose_the_checkpoint(
     best = max(logged, key=lambda r: float(r["val/monitor"]))
     assert results[0]["fused"]["auc"] == pytest.approx(float(best["val/auc"]), abs=1e-6)
     assert results[0]["fused"]["ndcg@10"] == pytest.approx(float(best["val/ndcg@10"]), abs=1e-6)
+    assert results[0]["fused"]["auc"] == pytest.approx(run.json("metrics.json")["monitor"]["best_value"], abs=1e-6)
     assert "val, " in capsys.readouterr().out
+
+
+def test_a_metric_that_has_to_fall_chooses_the_lowest(tiny_bert: str, tmp_path: Path) -> None:
+    config = board(tiny_bert, tmp_path)
+    config["model"]["monitor"] = "log_loss"
+    config["trainer"]["max_epochs"] = 4
+    config["model"]["optimizer"]["learning_rate"] = 0.3  # soon overfits
+    fit(config, tmp_path / "falling.yaml")
+    run = Run(tmp_path / "board" / "first", tmp_path / "falling.yaml", "")
+    logged = [r for r in csv.DictReader((run.path / "logs" / "metrics.csv").open()) if r.get("val/log_loss")]
+    losses = {int(r["epoch"]): float(r["val/log_loss"]) for r in logged}
+    monitor = run.json("metrics.json")["monitor"]
+    assert len(set(losses.values())) > 1
+    assert losses[monitor["best_epoch"]] == min(losses.values())
+    assert monitor["best_value"] == pytest.approx(min(losses.values()), abs=1e-6)
 
 
 def test_evaluation_leaves_the_run_as_it_was(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
