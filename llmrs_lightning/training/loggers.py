@@ -54,11 +54,13 @@ class SafeWandbLogger(WandbLogger):
         try:
             return call(*args, **kwargs)
         except Exception as error:  # whatever the service, the disk or the network came up with
-            if self.failed:  # told by a call inside this one
-                return None
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: Exception) -> None:
+        if not self.failed:  # a call inside the one that failed may have told it already
             self.failed = True
             _log.warning("Weights & Biases failed (%s); the run goes on without it, with CSV logs.", error)
-            return None
 
     def log_metrics(self, *args: Any, **kwargs: Any) -> None:
         """Log metrics if the service is alive."""
