@@ -9,6 +9,7 @@ import numpy as np
 from llmrs_lightning.data.collate import Texts
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.side import SideTable
+from llmrs_lightning.data.tokens import Ids
 
 
 @dataclass(frozen=True)
@@ -62,3 +63,13 @@ class DataSpec:
     train: Pairs
     texts: Texts | None
     has_negatives: bool = False
+
+    def trained_rows(self, side: str) -> Ids:
+        """Return the embedding row of each user (or item), (rows + 1,) int64.
+
+        Row 0 is the unknown one, and so is that of a user or item without a training row, whose own would keep its
+        random start.
+        """
+        seen = np.zeros(getattr(self, f"{side}s").num_rows + 1, bool)
+        seen[getattr(self.train, side) + 1] = True
+        return np.where(seen, np.arange(len(seen)), 0)

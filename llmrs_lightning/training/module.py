@@ -147,6 +147,8 @@ class JointRecommender(pl.LightningModule):
                 where="data.negatives",
                 fix="set it to 0, or use BinaryCrossEntropy",
             )
+        for side in SIDES:
+            self.register_buffer(f"{side}_rows", torch.from_numpy(spec.trained_rows(side)), persistent=False)
         self.loss.build(spec.targets)
         for scorer in self.members.values():
             scorer.build(user, item, self.loss.num_outputs)
@@ -188,7 +190,9 @@ class JointRecommender(pl.LightningModule):
     def make_side(self, side: SideName, position: Tensor, text: Tensor | None) -> Side:
         """Combine what is known of users (or items) at `position` (B,), -1 for an unknown one, and `text` (B, D)."""
         row = position + 1
-        index = self.behaviour.drop_ids(row) if self.behaviour else row
+        index = self.get_buffer(f"{side}_rows")[row]
+        if self.behaviour:
+            index = self.behaviour.drop_ids(index)
         blocks = [] if text is None else [text]
         if self.behaviour and self.behaviour.output_size(side):
             blocks.append(self.behaviour(index, row, side))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,17 @@ def test_the_weights_of_bert_move_in_training_only_once_it_learns(tiny_bert: str
         moved[frozen_epochs] = (first_layer(module) - before).abs().max().item()
     assert moved[1] > 1e-4
     assert moved[2] == 0
+
+
+def test_an_item_without_a_training_row_gets_the_unknown_vector_not_an_untrained_one(tiny_bert: str) -> None:
+    data, module = make_data(tiny_bert), make_module(tiny_bert)
+    data.setup()
+    keep = data.spec.train.item != 3
+    module.spec = replace(data.spec, train=data.spec.train.take(np.flatnonzero(keep)))
+    module.configure_model()
+    module.eval()
+    index = module.make_side("item", torch.tensor([-1, 3, 4]), torch.zeros(3, 16)).index
+    assert index.tolist() == [0, 0, 5]
 
 
 def test_fused_score_is_the_weighted_average_of_the_members(tiny_bert: str) -> None:
