@@ -279,11 +279,16 @@ def test_validate_repeats_the_value_that_chose_the_checkpoint(
     assert "val, " in capsys.readouterr().out
 
 
-def test_a_metric_that_has_to_fall_chooses_the_lowest(tiny_bert: str, tmp_path: Path) -> None:
+def test_a_metric_that_has_to_fall_chooses_the_lowest(
+    tiny_bert: str,
+    tmp_path: Path,
+    results: list[dict[str, dict[str, float]]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     config = board(tiny_bert, tmp_path)
     config["model"]["monitor"] = "log_loss"
-    config["trainer"]["max_epochs"] = 4
-    config["model"]["optimizer"]["learning_rate"] = 0.3  # soon overfits
+    config["trainer"]["max_epochs"] = 8
+    config["model"]["optimizer"] |= {"learning_rate": 0.1, "schedule": "constant"}  # soon overfits
     fit(config, tmp_path / "falling.yaml")
     run = Run(tmp_path / "board" / "first", tmp_path / "falling.yaml", "")
     logged = [r for r in csv.DictReader((run.path / "logs" / "metrics.csv").open()) if r.get("val/log_loss")]
@@ -292,6 +297,11 @@ def test_a_metric_that_has_to_fall_chooses_the_lowest(tiny_bert: str, tmp_path: 
     assert len(set(losses.values())) > 1
     assert losses[monitor["best_epoch"]] == min(losses.values())
     assert monitor["best_value"] == pytest.approx(min(losses.values()), abs=1e-6)
+    # the best epoch, not the last one, is what was tested
+    assert monitor["best_epoch"] < max(losses)
+    assert main(["test", "--run", str(run.path)]) == 0
+    assert results[-1]["fused"] == run.json("metrics.json")["test"]["fused"]
+    capsys.readouterr()
 
 
 def test_evaluation_leaves_the_run_as_it_was(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,18 @@ def test_no_start_no_stop(fit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert "train/loss" in (run / "logs" / "metrics.csv").read_text()
 
 
+def test_code_that_uses_the_run_itself_survives_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "init", lambda **options: 1 / 0)
+    _, logger = make_loggers(tmp_path, "experiment", "offline", "project", [])
+    assert logger is not None
+    logger.experiment.log({"mine": 1})
+    logger.log_metrics({"mine": 1})
+    logger.finish()
+    assert logger.failed
+
+
 @pytest.mark.parametrize("broken", ["log", "finish"])
 def test_a_service_that_goes_away_costs_one_warning(
     broken: str, fit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
