@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from llmrs_lightning.data import sources
 from llmrs_lightning.data.schema import Schema, Tables
-from llmrs_lightning.data.sources import Checkerboard, FileSource, MovieLens100K, Source
+from llmrs_lightning.data.sources import Checkerboard, FileSource, MovieLens, MovieLens100K, Source
 from llmrs_lightning.data.sources import movielens as module
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.data.sources.movielens import checksum, split_title
@@ -113,12 +113,25 @@ FACTORIES = {
     "movielens": make_movielens,
 }
 
+# each reads the download of that name, which the fixture `raw` writes
+READERS = {
+    "ml-1m": lambda folder: (MovieLens(str(folder)), Schema(timestamp="timestamp", user_categories=["age"])),
+    "ml-10M100K": lambda folder: (MovieLens(str(folder)), Schema(rating_range=[0.5, 5], item_categories=["genres"])),
+    "ml-latest-small": lambda folder: (MovieLens(str(folder)), Schema(item_categories=["tags"])),
+}
 
-@pytest.mark.parametrize("name", FACTORIES)
+
+@pytest.fixture
+def made(raw, tmp_path):
+    """Make a source and its schema by name."""
+    return lambda name: FACTORIES[name](tmp_path) if name in FACTORIES else READERS[name](raw(name))
+
+
+@pytest.mark.parametrize("name", [*FACTORIES, *READERS])
 class TestContract:
     @pytest.fixture
-    def case(self, name, tmp_path):
-        return FACTORIES[name](tmp_path)
+    def case(self, name, made):
+        return made(name)
 
     def test_tables_pass_their_schema(self, case):
         source, schema = case
@@ -139,10 +152,10 @@ class TestContract:
         assert not set(case[0].name) - set("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
-def test_every_source_is_under_contract(tmp_path):
+def test_every_source_is_under_contract(made):
     public = {kind for _, kind in inspect.getmembers(sources, inspect.isclass) if not inspect.isabstract(kind)}
-    made = [factory(tmp_path)[0] for factory in FACTORIES.values()]
-    assert all(issubclass(kind, Source) and any(isinstance(source, kind) for source in made) for kind in public)
+    held = [made(name)[0] for name in (*FACTORIES, *READERS)]
+    assert all(issubclass(kind, Source) and any(isinstance(source, kind) for source in held) for kind in public)
 
 
 class TestMovieLens:
