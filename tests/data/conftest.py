@@ -1,7 +1,10 @@
 """Small downloads of published data sets, byte for byte in the formats of their owners."""
 
+# ruff: noqa: E501
+
 from __future__ import annotations
 
+import gzip
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +43,58 @@ RAW: dict[str, dict[str, bytes]] = {
             b"15,31, ,4\r\n15,4,not there,5\r\n"
         ),
         "links.csv": b"movieId,imdbId,tmdbId\r\n31,0112792,9909\r\n",
+    },
+    "book-crossing": {
+        "BX-Book-Ratings.csv": (
+            b'"User-ID";"ISBN";"Book-Rating"\r\n"276725";"034545104X";"0"\r\n"276726";"0155061224";"5"\r\n'
+            b'"276726";"034545104X";"9"\r\n"4";"\\"0432534220\\"";"6"\r\n'
+        ),
+        "BX-Books.csv": (
+            '"ISBN";"Book-Title";"Book-Author";"Year-Of-Publication";"Publisher";"Image-URL-S";"Image-URL-M";'
+            '"Image-URL-L"\r\n"034545104X";"Flesh Tones: A Novel";"M. J. Rose";"2002";"Ballantine &amp; Sons";"s";"m";"l"\r\n'
+            '"0155061224";"Der KÃ?Â¶nig; \\"StÃ¼ck\\" fÃ¼r Ã?Â?";"é, É";"0";"Diogenes";"s";"m";"l"\r\n'
+        ).encode("latin-1"),
+        "BX-Users.csv": (
+            '"User-ID";"Location";"Age"\r\n"276725";"tyler, texas, usa";NULL\r\n'
+            '"276726";"münchen, \\"n/a\\", germany";"18"\r\n"4";"cernusco s\r\n, milan, ";"244"\r\n'
+        ).encode("latin-1"),
+    },
+    "amazon-2018": {
+        "Gift_Cards_5.json.gz": gzip.compress(
+            b'{"overall": 5.0, "verified": true, "reviewTime": "06 17, 2018", "reviewerID": "A31UBHTUUIFJUT", "asin": '
+            b'"B004LLIKVU", "style": {"Gift Amount:": " 50"}, "reviewerName": "john", "reviewText": "Another &amp; <b>", '
+            b'"summary": "Five Stars", "unixReviewTime": 1529193600}\n'
+            b'{"overall": 1.0, "vote": "2", "verified": false, "reviewTime": "06 14, 2018", "reviewerID": "A2MN", "asin": '
+            b'"0001", "style": null, "summary": "2018-01-01", "unixReviewTime": 1528934400, "image": ["x"]}\n'
+        ),
+        "meta_Gift_Cards.json.gz": gzip.compress(
+            b'{"category": ["Gift Cards", "Clothing, Shoes &amp; Jewelry"], "description": ["<div class=\\"aplus\\"> '
+            b'<br>Cards<br/>for <a href=\\"x\\">you</a>.<script>var a = 1;</script>", "", "1 < 2 &amp;amp; 3"], "title": '
+            b'" Maggiano&#39;s\\n Gift Card", "feature": [], "brand": "", "rank": [], "price": "$1,250.00", "asin": '
+            b'"B004LLIKVU"}\n'
+            b'{"category": [], "description": [], "title": "var aPageStart = (new Date()).getTime();", "brand": "B", '
+            b'"rank": "2,937,739 in Books (", "price": ".a-box-inner{background-color:#fff}", "asin": "B2"}\n'
+            b'{"category": [], "description": [], "title": "A second", "price": "$5.00 - $7.00", "asin": "B004LLIKVU"}\n'
+            b'{"category": [], "description": [], "title": "A third", "price": "$5.00 - $7.00", "asin": "B3"}\n'
+        ),
+    },
+    "amazon-2023": {
+        "All_Beauty.jsonl": (
+            b'{"rating": 5.0, "title": "Such a lovely scent", "text": "This spray<br />is nice.", "images": [], "asin": '
+            b'"B00YQ6X8EO", "parent_asin": "B00YQ6X8EP", "user_id": "AGKHLEW2SOWHNMFQIJGBECAF7INQ", "timestamp": '
+            b'1588687728923, "helpful_vote": 0, "verified_purchase": true}\n'
+            b'{"rating": 2.0, "title": "No", "text": "", "images": [{"hi_res": "x"}], "asin": "B3", "parent_asin": "B3", '
+            b'"user_id": "AG", "timestamp": 1588687728000, "helpful_vote": 0, "verified_purchase": false}\n'
+        ),
+        "meta_All_Beauty.jsonl": (
+            b'{"main_category": "All Beauty", "title": "Howard LC0008 &amp; Co", "average_rating": 4.8, "rating_number": 10, '
+            b'"features": ["Good", "Cheap"], "description": [], "price": 12.5, "images": [], "videos": [], "store": '
+            b'"Howard Products", "categories": [], "details": {"UPC": "1"}, "parent_asin": "B00YQ6X8EP", '
+            b'"bought_together": null}\n'
+            b'{"main_category": null, "title": "Comb", "average_rating": 4, "rating_number": 1, "features": [], '
+            b'"description": ["A comb"], "price": null, "images": [], "store": null, "categories": ["Hair", "Combs"], '
+            b'"details": {}, "parent_asin": "B3", "bought_together": null}\n'
+        ),
     },
 }  # fmt: skip
 

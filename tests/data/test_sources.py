@@ -17,7 +17,16 @@ from hypothesis import strategies as st
 
 from llmrs_lightning.data import sources
 from llmrs_lightning.data.schema import Schema, Tables
-from llmrs_lightning.data.sources import Checkerboard, FileSource, MovieLens, MovieLens100K, Source
+from llmrs_lightning.data.sources import (
+    AmazonReviews2018,
+    AmazonReviews2023,
+    BookCrossing,
+    Checkerboard,
+    FileSource,
+    MovieLens,
+    MovieLens100K,
+    Source,
+)
 from llmrs_lightning.data.sources import movielens as module
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.data.sources.movielens import checksum, split_title
@@ -118,6 +127,15 @@ READERS = {
     "ml-1m": lambda folder: (MovieLens(str(folder)), Schema(timestamp="timestamp", user_categories=["age"])),
     "ml-10M100K": lambda folder: (MovieLens(str(folder)), Schema(rating_range=[0.5, 5], item_categories=["genres"])),
     "ml-latest-small": lambda folder: (MovieLens(str(folder)), Schema(item_categories=["tags"])),
+    "book-crossing": lambda folder: (BookCrossing(str(folder)), Schema(user_categories=["country"], positive_from=7)),
+    "amazon-2018": lambda folder: (
+        AmazonReviews2018(f"{folder}/Gift_Cards_5.json.gz", f"{folder}/meta_Gift_Cards.json.gz"),
+        Schema(timestamp="timestamp", item_categories=["category", "brand"], item_numbers=["price"]),
+    ),
+    "amazon-2023": lambda folder: (
+        AmazonReviews2023(f"{folder}/All_Beauty.jsonl", f"{folder}/meta_All_Beauty.jsonl"),
+        Schema(timestamp="timestamp", item_categories=["category", "brand"], item_numbers=["price"]),
+    ),
 }
 
 

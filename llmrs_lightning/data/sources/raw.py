@@ -68,6 +68,21 @@ class RawFiles:
             )
         return min(nearest, key=len)
 
+    def only(self) -> str:
+        """Name the one file that there is.
+
+        Raises:
+            DataError: If there is none, or more than one.
+        """
+        if len(self.members) != 1:
+            raise DataError(
+                f"{self.title} is one file here",
+                where=f"{self.option}: {self.path}",
+                found=listing(sorted(self.members)),
+                fix="give the path of the file",
+            )
+        return next(iter(self.members))
+
     def has(self, name: str, within: str = "") -> bool:
         """Say whether there is such a file."""
         return bool(self._matches(name, within))
@@ -92,7 +107,9 @@ class RawFiles:
 
     def shown(self, member: str) -> str:
         """Spell a member in an error message."""
-        return str(self.path / member) if self.path.is_dir() else f"{self.path}" + (f" ({member})" if member else "")
+        if self.path.is_dir():
+            return str(self.path / member)
+        return f"{self.path} ({member})" if member not in ("", self.path.name) else str(self.path)
 
     def error(self, what: str, member: str, line: int, found: str, allowed: str = "") -> DataError:
         """Make an error that names a member's line, counted from 1."""

@@ -95,7 +95,8 @@ def read_objects(
         member: What `find` gave.
         schema: The fields to keep; a field that an object lacks is null.
         needed: Fields that no object may lack.
-        coerce: Whether to read line by line, turning values into the schema's types, where an owner mixes types.
+        coerce: Whether values of other types are turned into the schema's, as some owners mix types: anything into a
+            string, a value into a list of one, and what is no number into null.
 
     Raises:
         DataError: If a line is no such object; the error names the file and the line.
@@ -179,6 +180,8 @@ def _coerced(value: Any, kind: pa.DataType) -> Any:
         return None
     if pa.types.is_list(kind):
         return [str(part) for part in value] if isinstance(value, list) else [str(value)] if value != "" else []
+    if pa.types.is_floating(kind):
+        return value if isinstance(value, int | float) else None
     if isinstance(value, list):
         return ", ".join(map(str, value))
     return str(value)

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 log = logging.getLogger(__name__)
 
 _COMMENT = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_INLINE = re.compile(r"</?(?:a|b|big|code|em|font|i|s|small|span|strong|sub|sup|tt|u)(?:\s[^<>]*)?>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
 
 def plain_text(text: str | None) -> str | None:
     """Turn a piece of HTML into plain text; None and empty text become None.
 
-    Comments, scripts and style sheets go with their content, tags (`<b>`, `</b>`, `<br />`) become a space, entities
-    (`&amp;`, `&#39;`) their character, twice at most, since some owners escaped twice, and each run of white space one
-    space. A `<` that opens no tag, as in "a < b", stays.
+    Comments, scripts and style sheets go with their content, tags within a line (`<b>`, `</a>`) go, all others (`<p>`)
+    become a space, entities (`&amp;`, `&#39;`) their character, twice at most, since some owners escaped twice, and
+    each run of white space one space. A `<` that opens no tag, as in "a < b", stays.
     """
     if text and ("<" in text or "&" in text):
-        text = html.unescape(_TAG.sub(" ", _COMMENT.sub(" ", text)))
+        text = html.unescape(_TAG.sub(" ", _INLINE.sub("", _COMMENT.sub(" ", text))))
         text = html.unescape(text) if "&" in text else text
     return " ".join(text.split()) or None if text else None
 
