@@ -96,6 +96,74 @@ RAW: dict[str, dict[str, bytes]] = {
             b'"details": {}, "parent_asin": "B3", "bought_together": null}\n'
         ),
     },
+    "MINDsmall": {
+        "MINDsmall_train/behaviors.tsv": (
+            b"1\tU13740\t11/11/2019 9:05:58 AM\tN55189 N42782\tN55689-1 N35729-0\n"
+            b"2\tU91836\t11/12/2019 6:11:30 PM\t\tN20678-0 N39317-0 N55689-0\n"
+            b"3\tU13740\t11/14/2019 12:00:00 AM\tN55189 N42782 N55689\tN35729-1\n"
+            b"4\tU91836\t11/11/2019 11:59:59 PM\tN1\tN35729-1\n"
+        ),
+        "MINDsmall_train/news.tsv": (
+            'N55689\tsports\tfootball_nfl\tCharles Rogers, "former NFL player\tAn abstract — "quoted"\thttps://x/AA.html'
+            '\t[{"Label": "Charles Rogers", "Type": "P", "WikidataId": "Q1", "Confidence": 1.0, "OccurrenceOffsets": [0], '
+            '"SurfaceForms": ["Charles Rogers"]}]\t[{"Label": "NFL"}, {"Label": "Charles Rogers"}]\n'
+            "N35729\tnews\tnewsus\tPorsche launches\t\thttps://x/BB.html\t[]\t[]\n"
+            "N20678\tsports\tmore\tRock 'n' roll\ta\thttps://x/CC.html\t[]\t\n"
+        ).encode(),
+        "MINDsmall_dev/behaviors.tsv": (
+            b"1\tU80234\t11/15/2019 12:37:50 PM\tN20678\tN28682-0 N35729-1\n"
+            b"2\tU13740\t11/15/2019 7:11:50 AM\tN55189 N42782 N55689 N35729\tN28682-1\n"
+        ),
+        "MINDsmall_dev/news.tsv": (
+            b"N28682\tnews\tnewsworld\tNew news\tb\thttps://x/DD.html\t[]\t[]\n"
+            b"N35729\tnews\tnewsus\tPorsche again\t\thttps://x/BB.html\t[]\t[]\n"
+        ),
+    },
+    "hetrec2011-lastfm-2k": {
+        "artists.dat": (
+            "id\tname\turl\tpictureURL\r\n51\tDuran Duran\thttp://www.last.fm/music/Duran+Duran\thttp://x/1.jpg\r\n"
+            '52\tBjörk "live\thttp://www.last.fm/music/Bj%C3%B6rk\t\r\n'
+        ).encode(),
+        "user_artists.dat": b"userID\tartistID\tweight\r\n2\t51\t13883\r\n2\t52\t11690\r\n3\t52\t1\r\n",
+        "tags.dat": "tagID\ttagValue\r\n1\tmetal\r\n2\tfrançais\r\n3\tNew Wave\r\n".encode("latin-1"),
+        "user_taggedartists.dat": (
+            b"userID\tartistID\ttagID\tday\tmonth\tyear\r\n2\t52\t1\t1\t4\t2009\r\n2\t52\t2\t1\t4\t2009\r\n"
+            b"3\t52\t2\t1\t5\t2009\r\n3\t999\t1\t1\t5\t2009\r\n3\t52\t3\t1\t5\t2009\r\n"
+        ),
+        "user_friends.dat": b"userID\tfriendID\r\n2\t275\r\n2\t3\r\n3\t2\r\n275\t2\r\n",
+    },
+    "yelp_dataset": {
+        "yelp_academic_dataset_review.json": (
+            b'{"review_id":"KU_O5udG6zpxOg-VcAEodg","user_id":"mh_-eMZ6K5RLWhZyISBhwA","business_id":"Pns2l4eNsfO8kk83dixA6A",'
+            b'"stars":3.0,"useful":0,"funny":0,"cool":0,"text":"If you\\n\\nThe food","date":"2018-07-07 22:09:11"}\n'
+            b'{"review_id":"B","user_id":"u2","business_id":"b2","stars":5.0,"useful":1,"funny":0,"cool":1,"text":"",'
+            b'"date":"2012-01-03 15:28:18"}\n'
+        ),
+        "yelp_academic_dataset_business.json": (
+            b'{"business_id":"Pns2l4eNsfO8kk83dixA6A","name":"Abby Rappoport, LAC, CMQ","address":"1616 Chapala St, Ste 2",'
+            b'"city":"Santa Barbara","state":"CA","postal_code":"93101","latitude":34.4266787,"longitude":-119.7111968,'
+            b'"stars":5.0,"review_count":7,"is_open":0,"attributes":{"ByAppointmentOnly":"True"},"categories":"Doctors, '
+            b'Naturopathic\\/Holistic, Health & Medical","hours":null}\n'
+            b'{"business_id":"b3","name":"None","address":"","city":"","state":"","postal_code":"","latitude":1,"longitude":2,'
+            b'"stars":3.5,"review_count":5,"is_open":1,"attributes":null,"categories":null,"hours":{"Monday":"0:0-0:0"}}\n'
+        ),
+        "yelp_academic_dataset_user.json": (
+            b'{"user_id":"mh_-eMZ6K5RLWhZyISBhwA","name":"Walker","review_count":585,"yelping_since":"2007-01-25 16:47:26",'
+            b'"useful":7217,"funny":1259,"cool":5994,"elite":"2007","friends":"NSCy54eWehBJyZdG2iE84w, pe42u7DcCH2QmI81NX-8qA",'
+            b'"fans":267,"average_stars":3.91,"compliment_hot":250}\n'
+        ),
+    },
+    "citeulike-a": {
+        "users.dat": b"2 0 2\n1 1\n3 2 1 0\n",
+        "raw-data.csv": (
+            '"doc.id","title","citeulike.id","raw.title","raw.abstract"\n'
+            '"1","the metabolic world","42","The metabolic world of ""E. coli""","In metabolic networks,\nnodes"\n'
+            '"2","exploring complex networks","43","Exploring complex networks","The study, naïve"\n'
+            '"3","comparative assessment","44","Comparative assessment","An NA"\n'
+        ).encode("latin-1"),
+        "item-tag.dat": b"2 0 2\n0\n1 1\n",
+        "tags.dat": b"networks\nreview\nmetabolism\n",
+    },
 }  # fmt: skip
 
 
@@ -124,8 +192,7 @@ def zipped() -> Callable[..., Path]:
             archive.writestr(f"{folder.name}/", "")
             for file in sorted(entry for entry in folder.rglob("*") if entry.is_file()):
                 archive.write(file, f"{folder.name}/{file.relative_to(folder)}")
-                archive.writestr(f"__MACOSX/{folder.name}/._{file.name}", b"\x00")
-                archive.writestr(f"__MACOSX/{folder.name}/{file.name}", b"\x00")
+                archive.writestr(f"__MACOSX/{folder.name}/{file.relative_to(folder)}", b"\x00")
         return path
 
     return pack

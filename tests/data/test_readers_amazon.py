@@ -59,7 +59,7 @@ def test_2018(source_2018, caplog):
     assert tables.items["title"][:] == ["Maggiano's Gift Card", None, "A third", None]
     assert tables.items["price"][:] == [1250, None, 5, None]
     assert tables.items["category"][3] is None
-    assert "of 1 rows with an id that came before" in caplog.text
+    assert "1 rows are left out, as their id came before" in caplog.text
     assert "1 ids have interactions but no row of their own" in caplog.text
     template = TextTemplate("{title} {category}", allow_empty=True)
     assert template.render(tables.items)[3] == "unknown"

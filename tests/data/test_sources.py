@@ -18,14 +18,18 @@ from hypothesis import strategies as st
 from llmrs_lightning.data import sources
 from llmrs_lightning.data.schema import Schema, Tables
 from llmrs_lightning.data.sources import (
+    MIND,
     AmazonReviews2018,
     AmazonReviews2023,
     BookCrossing,
     Checkerboard,
+    CiteULikeA,
     FileSource,
+    LastFM,
     MovieLens,
     MovieLens100K,
     Source,
+    Yelp,
 )
 from llmrs_lightning.data.sources import movielens as module
 from llmrs_lightning.data.sources.files import read_table
@@ -136,6 +140,26 @@ READERS = {
         AmazonReviews2023(f"{folder}/All_Beauty.jsonl", f"{folder}/meta_All_Beauty.jsonl"),
         Schema(timestamp="timestamp", item_categories=["category", "brand"], item_numbers=["price"]),
     ),
+    "MINDsmall": lambda folder: (
+        MIND(str(folder)),
+        Schema(
+            rating="label",
+            positive_from=1,
+            timestamp="timestamp",
+            split="split",
+            item_categories=["category", "entities"],
+            user_categories=["history"],
+        ),
+    ),
+    "hetrec2011-lastfm-2k": lambda folder: (
+        LastFM(str(folder)),
+        Schema(rating=None, item_categories=["tags"], user_categories=["friends"]),
+    ),
+    "yelp_dataset": lambda folder: (
+        Yelp(str(folder)),
+        Schema(timestamp="timestamp", item_categories=["categories", "city"], item_numbers=["latitude"]),
+    ),
+    "citeulike-a": lambda folder: (CiteULikeA(str(folder)), Schema(rating=None, item_categories=["tags"])),
 }
 
 

@@ -152,9 +152,7 @@ class RawFiles:
         return [
             member
             for member in self.members
-            if (parts := member.lower().split("/"))[-1] in names
-            and "__macosx" not in parts
-            and within in "/".join(parts[:-1])
+            if (parts := member.lower().split("/"))[-1] in names and within in "/".join(parts[:-1])
         ]
 
     def _damaged(self, member: str, error: Exception) -> DataError:
@@ -209,7 +207,8 @@ def _zip_members(path: Path) -> dict[str, Callable[[], IO[bytes]]]:
         return lambda: zipfile.ZipFile(path).open(name)
 
     with zipfile.ZipFile(path) as archive:
-        return {name: opener(name) for name in archive.namelist() if not name.endswith("/")}
+        names = [name for name in archive.namelist() if not name.endswith("/")]
+    return {name: opener(name) for name in names if not name.startswith("__MACOSX/")}
 
 
 def _tar_opener(path: Path, member: tarfile.TarInfo) -> Callable[[], IO[bytes]]:

@@ -31,13 +31,14 @@ def plain_text(text: str | None) -> str | None:
     return " ".join(text.split()) or None if text else None
 
 
-def first_rows(table: pa.Table, key: str, what: str) -> pa.Table:
-    """Keep the first row of each key, in order, and log how many others there were."""
+def first_rows(table: pa.Table, key: str, what: str = "") -> pa.Table:
+    """Keep the first row of each key, in order; with `what`, the data's name, log how many others there were."""
     rows = table.select([key]).append_column("row", pa.array(np.arange(len(table))))
     first = rows.group_by(key, use_threads=False).aggregate([("row", "min")])["row_min"].to_numpy()
     if len(first) == len(table):
         return table
-    log.warning("%s: of %d rows with an id that came before, the first is kept", what, len(table) - len(first))
+    if what:
+        log.warning("%s: %d rows are left out, as their id came before", what, len(table) - len(first))
     return table.take(np.sort(first))
 
 
@@ -93,10 +94,3 @@ def frequent_tags(owner: NDArray[np.int64], tags: pa.ChunkedArray, count: int, l
     owner, tag = owner[order], tag[order]
     place = np.arange(len(owner)) - np.searchsorted(owner, owner)
     return lists(owner[place < limit], names.take(pa.array(tag[place < limit])), count)
-
-
-def whole_numbers(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Read whole numbers out of strings, null where a string holds none."""
-    return pc.if_else(pc.match_substring_regex(values, r"^\d{1,18}$"), values, pa.scalar(None, values.type)).cast(
-        pa.int64()
-    )
