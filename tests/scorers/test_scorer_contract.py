@@ -164,6 +164,14 @@ def test_a_semantic_scorer_needs_text():
         SemanticScorer().build(SideSizes(3, 4, 0), SideSizes(3, 4, 0), 1)
 
 
+def test_a_dnn_is_a_perceptron_over_both_sides_features():
+    scorer = DNNScorer([8, 4], dropout=0.0)
+    scorer.build(USERS, ITEMS, 2)
+    user, item = make_side(USERS, 5, 1), make_side(ITEMS, 5, 2)
+    expected = scorer.rest(scorer.first(torch.cat([user.features, item.features], 1)))
+    torch.testing.assert_close(scorer(user, item), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_unknown_ids_are_scored_by_the_unknown_slot():
     scorer = MFScorer(size=3)
     scorer.build(USERS, ITEMS, 1)
@@ -197,10 +205,16 @@ def token_side(store, texts, extra=0):
     return Side(torch.ones(len(texts), dtype=torch.int64), torch.zeros(len(texts), 0), None, ids, mask)
 
 
-def test_joined_pairs_are_what_the_tokeniser_makes_of_two_texts(store, tiny_bert):
-    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
-    expected = tokenizer(LIKES, THINGS, padding=True, return_tensors="pt")
-    ids, mask, types = join_pairs(token_side(store, range(4), extra=2), token_side(store, range(4, 8), extra=3))
+@pytest.mark.parametrize(("user_padding", "item_padding"), [(0, 0), (2, 3)])
+@pytest.mark.parametrize(
+    ("users", "items"), [([0, 1, 2, 3], [4, 5, 6, 7]), ([1, 1], [5, 6]), ([0, 1], [6, 6]), ([2], [4])]
+)
+def test_joined_pairs_are_what_the_tokeniser_makes_of_two_texts(
+    store, tiny_bert, users, items, user_padding, item_padding
+):
+    tokenizer, texts = AutoTokenizer.from_pretrained(tiny_bert), [*LIKES, *THINGS]
+    expected = tokenizer([texts[u] for u in users], [texts[i] for i in items], padding=True, return_tensors="pt")
+    ids, mask, types = join_pairs(token_side(store, users, user_padding), token_side(store, items, item_padding))
     assert torch.equal(ids, expected["input_ids"])
     assert torch.equal(mask, expected["attention_mask"])
     assert torch.equal(types, expected["token_type_ids"])

@@ -169,6 +169,7 @@ def test_binary_cross_entropy():
     )
     assert loss.probability(outputs).tolist() == pytest.approx([p, p])
     assert loss.rating(outputs) is None
+    assert loss(torch.tensor([[50.0]]), torch.zeros(1), torch.zeros(1)).item() == pytest.approx(50)
 
 
 def test_squared_error_starts_from_the_mean_rating():
@@ -181,8 +182,9 @@ def test_squared_error_starts_from_the_mean_rating():
     assert loss.probability(torch.zeros(1, 1)) is None
 
 
-def test_cross_entropy_over_ratings_is_minus_the_log_of_the_class():
-    loss = build(RatingCrossEntropy)
+@pytest.mark.parametrize("positive_from", [4.0, 4.5])
+def test_cross_entropy_over_ratings_is_minus_the_log_of_the_class(positive_from):
+    loss = build(RatingCrossEntropy, positive_from=positive_from)
     assert loss.num_outputs == 5
     outputs, (label, rating) = torch.randn(10, 5), rows(10)
     p = outputs.softmax(1)
@@ -242,8 +244,9 @@ def test_ordered_logit_starts_at_the_shares_of_the_ratings(scale):
     assert loss.rating(torch.zeros(1, 1)).item() == pytest.approx(mean, abs=1e-2)
 
 
-def test_the_positive_probability_of_ordered_logit_is_that_of_the_positive_classes():
-    loss, outputs = build(OrderedLogit), torch.randn(10, 1)
+@pytest.mark.parametrize("positive_from", [4.0, 4.5])
+def test_the_positive_probability_of_ordered_logit_is_that_of_the_positive_classes(positive_from):
+    loss, outputs = build(OrderedLogit, positive_from=positive_from), torch.randn(10, 1)
     expected = [sum(class_probabilities(loss, score)[3:]) for score in outputs[:, 0].double().tolist()]
     assert loss.probability(outputs).tolist() == pytest.approx(expected, rel=1e-5)
 
