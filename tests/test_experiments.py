@@ -25,7 +25,9 @@ def small_movielens(self: MovieLens100K) -> Tables:
     users, items = range(1, 31), range(1, 25)
     pairs = [(u, i) for u in users for i in items if rng.random() < 0.7]
     return Tables(
-        Dataset.from_list([{"user_id": str(u), "age": 20 + u, "gender": "female", "occupation": "music"} for u in users]),
+        Dataset.from_list(
+            [{"user_id": str(u), "age": 20 + u, "gender": "female", "occupation": "music"} for u in users]
+        ),
         Dataset.from_list([{"item_id": str(i), "title": "red bag", "year": 1990 + i, "genres": ["a"]} for i in items]),
         Dataset.from_list(
             [

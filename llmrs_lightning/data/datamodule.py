@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any, Literal
 
 import numpy as np
@@ -73,7 +74,9 @@ class RecDataModule(pl.LightningDataModule):
             )
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
-                raise ConfigError(f"data.{name} must be at least 1", found=str(size))
+                raise ConfigError("a batch has at least one row", where=f"data.{name}", found=str(size))
+        if negatives < 0:
+            raise ConfigError("negatives are drawn a training row", where="data.negatives", found=str(negatives))
         self.source, self.schema, self.splitter = source, schema or Schema(), splitter or RandomSplit()
         self.user_text, self.item_text = user_text, item_text
         self.tokenizer, self.max_length, self.cache_dir = tokenizer, max_length, cache_dir
@@ -110,8 +113,9 @@ class RecDataModule(pl.LightningDataModule):
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of the interactions, of the split's rows, and of texts and tokeniser."""
-        prints = {"interactions": self.data.fingerprint, "split rows": fingerprint(self.parts)}
+        """Hashes of the interactions, the split's rows, the behaviour columns, and texts and tokeniser."""
+        sides = hashlib.sha256(self.spec.users.content() + self.spec.items.content()).hexdigest()
+        prints = {"interactions": self.data.fingerprint, "split rows": fingerprint(self.parts), "columns": sides}
         return prints | ({"texts": self.spec.texts.store.fingerprint} if self.spec.texts else {})
 
     def _texts(self) -> Texts | None:

@@ -61,6 +61,13 @@ class SideTable:
             np.concatenate([np.zeros((1, values.shape[1]), np.float32), values]),
         )
 
+    def content(self) -> bytes:
+        """Return names, values and numbers as bytes, the same on every machine."""
+        parts: list[bytes] = [repr(self.number_names).encode(), self.numbers.astype("<f4").tobytes()]
+        for name, category in self.categories.items():
+            parts += [repr((name, category.values)).encode(), category.codes.astype("<i8").tobytes()]
+        return b"\0".join(parts)
+
 
 def _bag(column: pa.ChunkedArray) -> Category:
     array = column.combine_chunks()
