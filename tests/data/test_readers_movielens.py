@@ -116,7 +116,9 @@ def test_versions_are_held_against_the_files(raw, caplog):
     [
         ("ml-1m", {"movies.dat": None}, ["no movies.dat", "ratings.dat, users.dat", "grouplens.org"]),
         ("ml-latest-small", {"tags.csv": None}, ["no tags.csv", "grouplens.org"]),
-        ("ml-1m", {"ratings.dat": None}, ["no ratings.csv"]),
+        ("ml-1m", {"ratings.dat": None}, ["no ratings.dat"]),
+        ("ml-1m", {"users.dat": None}, ["neither users.dat", "movies.dat, ratings.dat"]),
+        ("ml-1m", {"ratings.dat": None, "movies.dat": None}, ["no ratings.csv", "users.dat"]),
         ("ml-1m", {"ratings.dat": b"1\t1193\t5\t978300760\n"}, ["ratings.dat, line 1", r"1\t1193", "'::'"]),
         ("ml-1m", {"users.dat": b"1::F::1::10::48067\n2::M::57::1::1\n"}, ["users.dat, line 2", "'57'"]),
         ("ml-latest-small", {"ratings.csv": b"userId;movieId;rating;timestamp\n1;1;1;1\n"}, ["a comma", "line 1"]),

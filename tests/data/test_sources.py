@@ -200,6 +200,26 @@ def test_every_source_is_under_contract(made):
     assert all(issubclass(kind, Source) and any(isinstance(source, kind) for source in held) for kind in public)
 
 
+@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(("damage", "part"), [("missing", "has n|not there"), ("cut short", "cut short")])
+def test_each_file_of_a_download_is_needed_whole(raw, name, damage, part, tmp_path):
+    files = [file for file in sorted(raw(name).rglob("*")) if file.is_file() and file.name != "links.csv"]
+    if damage == "cut short" and name == "amazon-2023":
+        files = []  # its options name the files themselves, and these are not gzipped
+    for number, file in enumerate(files):
+        folder = raw(name, top=tmp_path / str(number))
+        victim = folder / file.relative_to(tmp_path / name)
+        content = victim.read_bytes()
+        victim.unlink()
+        if damage == "cut short" and victim.suffix == ".gz":
+            victim.write_bytes(content[:-9])
+        elif damage == "cut short":
+            victim.with_name(f"{victim.name}.gz").write_bytes(gzip.compress(content)[:-9])
+        with pytest.raises(DataError, match=rf"(?:{part})[\s\S]*\n  to go on:") as caught:
+            READERS[name](folder)[0].load()
+        assert victim.name in str(caught.value)
+
+
 class TestMovieLens:
     def test_both_archives_give_the_same_tables(self, tmp_path):
         archives = [grouplens_zip(tmp_path / "a.zip"), wheel(tmp_path / "b.whl")]

@@ -122,10 +122,18 @@ def _strings(*names: str) -> dict[str, pa.DataType]:
 
 
 def _layout(files: RawFiles) -> str:
-    if files.has("ratings.dat"):
+    if not files.has("ratings.dat") and not files.has("movies.dat"):
+        files.find("ratings.csv")
+        return "csv"
+    files.find("ratings.dat")
+    if files.has("users.dat") or files.has("tags.dat"):
         return "1m" if files.has("users.dat") else "10m"
-    files.find("ratings.csv")  # names what is there, if it is not
-    return "csv"
+    raise DataError(
+        "MovieLens has neither users.dat, as 1M has, nor tags.dat, as 10M has",
+        where=f"path: {files.path}",
+        found=listing(sorted(files.members)),
+        fix=f"get the missing file from {_PAGE}",
+    )
 
 
 def _read(files: RawFiles, layout: str, stem: str, names: list[str], types: dict[str, pa.DataType]) -> pa.Table:
