@@ -173,7 +173,7 @@ def test_environment_names_versions_and_no_person(run: Run) -> None:
     assert environment["packages"]["torch"] == torch.__version__
     assert set(environment["git"]) == {"revision", "uncommitted_changes"}
     assert environment["seed"] == 0
-    assert set(environment["fingerprints"]) == {"interactions", "split rows", "texts"}
+    assert set(environment["fingerprints"]) == {"interactions", "split rows", "columns", "texts"}
     assert all(len(value) == 64 for value in environment["fingerprints"].values())
     values = {str(v) for part in (environment, environment["packages"], environment["git"]) for v in part.values()}
     assert not values & {socket.gethostname(), getpass.getuser()}
@@ -288,7 +288,8 @@ def test_a_metric_that_has_to_fall_chooses_the_lowest(
     config = board(tiny_bert, tmp_path)
     config["model"]["monitor"] = "log_loss"
     config["trainer"]["max_epochs"] = 8
-    config["model"]["optimizer"] |= {"learning_rate": 0.1, "schedule": "constant"}  # soon overfits
+    # after four epochs the rate is a hundred times too large, so that the last epoch cannot be the best
+    config["model"]["optimizer"] |= {"learning_rate": 0.01, "schedule": "step", "step_size": 4, "gamma": 100}
     fit(config, tmp_path / "falling.yaml")
     run = Run(tmp_path / "board" / "first", tmp_path / "falling.yaml", "")
     logged = [r for r in csv.DictReader((run.path / "logs" / "metrics.csv").open()) if r.get("val/log_loss")]
