@@ -1,0 +1,55 @@
+"""Metrics do not change with the number of processes: the commands, run as a user would run them on two devices."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llmrs_lightning.cli import main
+
+
+@pytest.mark.slow
+def test_two_processes_print_the_table_of_one(
+    tiny_bert: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "run": {"experiment": "processes", "folder": str(tmp_path), "id": "one"},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "model": {
+            "encoder": {"class_path": "TextEncoder", "init_args": {"pretrained": tiny_bert, "projection": 8}},
+            "behaviour": {"class_path": "BehaviourFeatures"},
+            "scorers": {"dnn": {"class_path": "DNNScorer"}, "mf": {"class_path": "MFScorer"}},
+        },
+        "data": {
+            # 31 users and odd batch sizes: no piece is as long as the other
+            "source": {"class_path": "Checkerboard", "init_args": {"num_users": 31, "num_items": 17, "noise": 0.2}},
+            "user_text": {"template": "{taste}"},
+            "item_text": {"template": "{description}"},
+            "batch_size": 64,
+            "eval_batch_size": 7,
+        },
+    }
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(tmp_path / "one.yaml")]) == 0
+    capfd.readouterr()
+    tables = []
+    for options in (["--trainer.devices", "1"], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
+        words = [
+            sys.executable,
+            "-m",
+            "llmrs_lightning",
+            "test",
+            "--run",
+            str(tmp_path / "processes" / "one"),
+            *options,
+        ]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"})
+        assert done.returncode == 0, done.stderr
+        tables.append([line for line in done.stdout.splitlines() if line.startswith("│")])
+    assert len(tables[0]) == 5  # fused, dnn, mf, random, popularity
+    assert tables[1] == tables[0]
