@@ -3,7 +3,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -59,6 +59,7 @@ def key(rows, rank=0, world_size=1):
     return BatchKey(np.asarray(rows, np.int64), (rank, world_size), SEEDS)
 
 
+@settings(max_examples=50, deadline=None)
 @given(rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=25), negatives=st.booleans())
 def test_distinct_texts_and_index_give_each_row_its_tokens(texts, sentences, tokenize, rows, negatives):
     batch = PairDataset(PAIRS, texts, BatchNegatives(PAIRS, NUM_ITEMS, 1.0) if negatives else None)[key(rows)]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrs_lightning.data.pairs import BatchNegatives, Pairs
@@ -23,6 +23,7 @@ trains = st.lists(st.integers(0, NUM_USERS * NUM_ITEMS - 1), min_size=1, max_siz
 seeds = st.tuples(*[st.integers(0, 9)] * 3)
 
 
+@settings(max_examples=50, deadline=None)
 @given(trains, st.data(), seeds, st.sampled_from([0.3, 1.0, 2.5]))
 def test_negatives_are_distinct_unobserved_pairs_of_the_batch(train, data, seed, ratio):
     batch = train.take(np.array(data.draw(st.lists(st.integers(0, len(train) - 1), min_size=1, max_size=20))))
@@ -39,6 +40,7 @@ def test_negatives_are_distinct_unobserved_pairs_of_the_batch(train, data, seed,
         assert values.dtype == like.dtype
 
 
+@settings(max_examples=50, deadline=None)
 @given(trains, seeds)
 def test_draws_depend_on_batch_and_seeds_alone(train, seed):
     first = cells_of(BatchNegatives(train, NUM_ITEMS, 1.0).draw(train, seed))
@@ -94,6 +96,7 @@ def test_a_full_matrix_has_no_negatives():
     assert drawn.user.dtype == np.int64
 
 
+@settings(max_examples=50, deadline=None)
 @given(trains, seeds, st.sampled_from([1, 2, 4]))
 def test_the_pieces_of_all_processes_make_the_whole_draw(train, seed, world_size):
     drawn = BatchNegatives(train, NUM_ITEMS, 1.0).draw(train, seed)

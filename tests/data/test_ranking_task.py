@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrs_lightning.data.pairs import Pairs
@@ -26,6 +26,7 @@ cells = st.lists(st.integers(0, NUM_USERS * NUM_ITEMS - 1), max_size=40)
 labels = st.sampled_from([0.0, 1.0, float("nan")])
 
 
+@settings(max_examples=50, deadline=None)
 @given(cells, st.lists(st.integers(0, NUM_USERS - 1), max_size=10))
 def test_the_mask_of_item_lists_marks_each_users_items(cells, users):
     pairs = make(cells)
@@ -38,6 +39,7 @@ def test_the_mask_of_item_lists_marks_each_users_items(cells, users):
     assert torch.equal(lists.mask(np.array(users, np.int64), NUM_ITEMS), expected)
 
 
+@settings(max_examples=50, deadline=None)
 @given(cells)
 def test_item_lists_keep_the_order_of_rows(cells):
     pairs = make(cells)
@@ -52,6 +54,7 @@ def tasks(draw):
     return make(draw(cells)), make(target, draw(st.lists(labels, min_size=len(target), max_size=len(target))))
 
 
+@settings(max_examples=50, deadline=None)
 @given(tasks(), st.sampled_from([1, 2, 3]))
 def test_relevant_items_and_candidates_equal_brute_force(task, world_size):
     seen, target = task

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
@@ -27,6 +27,7 @@ def pairs(draw):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=50, deadline=None)
 @given(pairs=pairs(), batch_size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 3))
 def test_every_row_comes_once_an_epoch_in_full_batches(name, pairs, batch_size, seed, epoch):
     order = make(name, *pairs, batch_size, seed)
@@ -41,6 +42,7 @@ def test_every_row_comes_once_an_epoch_in_full_batches(name, pairs, batch_size, 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
+@settings(max_examples=50, deadline=None)
 @given(pairs=pairs(), batch_size=st.integers(1, 30), seed=st.integers(0, 5))
 def test_the_pieces_of_all_processes_make_the_single_process_order(name, world_size, pairs, batch_size, seed):
     whole = make(name, *pairs, batch_size, seed)

@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from datasets import Dataset
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrs_lightning.data.side import SideTable
@@ -59,6 +59,7 @@ def test_a_column_without_any_value_gives_empty_bags():
 rows = st.lists(st.none() | st.lists(st.none() | st.sampled_from(["", "a", "b", "c", "d"]), max_size=4), max_size=12)
 
 
+@settings(max_examples=50, deadline=None)
 @given(rows, st.integers(0, 5), st.integers(0, 5))
 def test_rows_keep_their_values_in_slices_and_chunks_of_a_larger_table(values, before, split):
     column = pa.array([["z"]] * before + values, pa.list_(pa.string()))[before:]

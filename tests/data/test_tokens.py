@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerBase
 
@@ -54,6 +54,7 @@ def calls(monkeypatch):
 numbers = st.lists(st.integers(0, len(TEXTS) - 1), unique=True, min_size=1, max_size=len(TEXTS))
 
 
+@settings(max_examples=50, deadline=None)
 @given(numbers, st.sampled_from([0.0, 0.7, 0.95, 1.0]))
 def test_buckets_hold_each_text_as_the_tokeniser_pads_it(store, plain, chosen, min_valid):
     batch = store.batch(np.array(chosen), min_valid)
@@ -69,6 +70,7 @@ def test_buckets_hold_each_text_as_the_tokeniser_pads_it(store, plain, chosen, m
         assert not plain[1][number, width:].any()
 
 
+@settings(max_examples=50, deadline=None)
 @given(numbers, st.sampled_from([0.5, 0.95, 1.0]))
 def test_every_bucket_is_filled_with_tokens(store, chosen, min_valid):
     batch = store.batch(np.array(chosen), min_valid)
@@ -104,6 +106,7 @@ def test_text_batches_pin_all_their_tensors(store):
     assert all(t.is_pinned() for t in (*pinned.input_ids, *pinned.attention_mask, pinned.position))
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, len(TEXTS) - 1), min_size=1, max_size=20))
 def test_padded_texts_are_as_wide_as_the_longest(store, plain, chosen):
     ids, mask = store.padded(np.array(chosen))
@@ -113,6 +116,7 @@ def test_padded_texts_are_as_wide_as_the_longest(store, plain, chosen):
     np.testing.assert_array_equal(mask, plain[1][chosen, :width].bool().numpy())
 
 
+@settings(max_examples=50, deadline=None)
 @given(numbers, st.integers(1, 200))
 def test_chunks_cover_each_text_once_and_keep_to_their_size(store, chosen, max_tokens):
     chunks = list(store.chunks(np.array(chosen), max_tokens))
@@ -196,6 +200,7 @@ def test_lengths_up_to_the_limit_are_read(tiny_bert, tmp_path, max_length):
     assert store.lengths.tolist() == [max_length, 3]
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=2)))
 def test_distinct_texts_come_in_order_of_appearance(texts):
     unique, index = distinct(texts)

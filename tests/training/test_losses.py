@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrs_lightning.data.spec import Targets
@@ -217,6 +217,7 @@ def scales(draw):
     return [float(v) for v in values], [w / sum(weights) for w in weights]
 
 
+@settings(max_examples=50, deadline=None)
 @given(scales(), st.floats(-6, 6), st.lists(st.floats(-2, 2), min_size=7, max_size=7))
 def test_ordered_logit_equals_its_definition(scale, score, moves):
     values, shares = scale
@@ -234,6 +235,7 @@ def test_ordered_logit_equals_its_definition(scale, score, moves):
     assert p[values.index(loss.rating_class(outputs)[0].item())] == pytest.approx(max(p), abs=1e-5)
 
 
+@settings(max_examples=50, deadline=None)
 @given(scales())
 def test_ordered_logit_starts_at_the_shares_of_the_ratings(scale):
     values, shares = scale
