@@ -202,7 +202,6 @@ def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
     cli, run, trainer = _open(known.run, overrides)
     (trainer.validate if stage == "val" else trainer.test)(cli.model, cli.datamodule, verbose=False)
     if trainer.is_global_zero:
-        if trainer.is_global_zero:
         show("", results_table(cli.model.results[stage], cli.model.ks, f"{stage}, {run.path}"))
 
 

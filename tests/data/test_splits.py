@@ -1,39 +1,55 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import llmrs_lightning.data.splits
 from llmrs_lightning.data.schema import PARTS, Interactions, RecData
 from llmrs_lightning.data.splits import (
+    ColdBoth,
+    ColdItems,
+    ColdUsers,
     ColumnSplit,
+    FewShot,
+    LeaveKOut,
     LeaveLastOut,
     RandomSplit,
     Splitter,
+    TemporalSplit,
+    UserKFold,
     fingerprint,
     load_parts,
     save_parts,
 )
 from llmrs_lightning.errors import ConfigError, DataError
 
-SPLITTERS = {
-    "random": RandomSplit(seed=3),
-    "random with fusion": RandomSplit(0.6, 0.1, fusion=0.1),
-    "last out": LeaveLastOut(),
-    "last out with fusion": LeaveLastOut(fusion=True),
-    "last positive out": LeaveLastOut(positives_only=True),
-    "last positive out with fusion": LeaveLastOut(positives_only=True, fusion=True),
-    "column": ColumnSplit(),
+PLAIN = {
+    "random": lambda **o: RandomSplit(seed=3, **o),
+    "temporal by share": lambda **o: TemporalSplit(0.5, 0.3, **o),
+    "temporal by date": lambda **o: TemporalSplit(val_from=4, test_from="1970-01-01T00:00:07", **o),
+    "last out": LeaveLastOut,
+    "last positive out": lambda **o: LeaveLastOut(positives_only=True, **o),
+    "last three out": lambda **o: LeaveKOut(3, **o),
+    "last two positives out": lambda **o: LeaveKOut(2, positives_only=True, **o),
+    "few shot": lambda **o: FewShot(4, **o),
+    "user folds": lambda **o: UserKFold(4, 3, seed=1, **o),
+    "cold items": lambda **o: ColdItems(0.2, **o),
+    "cold users": lambda **o: ColdUsers(0.2, seed=5, **o),
+    "cold both": lambda **o: ColdBoth(0.4, **o),
+    "column": ColumnSplit,
 }
-COMPLETE = [name for name in SPLITTERS if "positive" not in name]
+SPLITTERS = {name: make() for name, make in PLAIN.items()}
+SPLITTERS |= {f"{name} with fusion": make(fusion=0.5) for name, make in PLAIN.items()}
+COMPLETE = [name for name in SPLITTERS if "positive" not in name and "both" not in name]
 
 
-def make(user, timestamp=None, label=None, split=None):
+def make(user, timestamp=None, label=None, split=None, item=None):
     user = np.asarray(user, np.int64)
     rows = len(user)
     label = np.ones(rows) if label is None else np.asarray(label)
     events = Interactions(
         user=user,
-        item=np.arange(rows, dtype=np.int64),
+        item=np.arange(rows, dtype=np.int64) if item is None else np.asarray(item, np.int64),
         rating=label.astype(np.float32),
         label=label.astype(np.float32),
         timestamp=None if timestamp is None else np.asarray(timestamp, np.int64),
@@ -45,18 +61,23 @@ def make(user, timestamp=None, label=None, split=None):
 
 @st.composite
 def boards(draw):
-    """Draw data in which each splitter finds a row for each part."""
-    users = draw(st.lists(st.integers(0, 6), min_size=0, max_size=60))
-    users += [7] * 20
-    rows = len(users)
-    times = draw(st.lists(st.integers(0, 20), min_size=rows, max_size=rows))
-    labels = draw(st.lists(st.integers(0, 1), min_size=rows, max_size=rows))
-    labels[-20:-10] = [1] * 10
-    return make(users, times, labels, [PARTS[row % 4] for row in range(rows)])
+    """Draw data in which each splitter finds a row for each part: users 7 to 18 have items 0 to 9 at times 0 to 9."""
+    count = draw(st.integers(0, 30))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    users = np.append(
+        draw(st.lists(st.integers(0, 6), min_size=count, max_size=count)), np.repeat(np.arange(7, 19), 10)
+    )
+    times = np.append(draw(st.lists(st.integers(0, 9), min_size=count, max_size=count)), np.tile(np.arange(10), 12))
+    items = np.append(rng.integers(0, 10, count), np.tile(rng.permutation(10), 12))
+    labels = np.append(rng.integers(0, 2, count + 100), np.ones(20))
+    order = rng.permutation(count + 120)
+    names = [PARTS[row % 4] for row in range(len(order))]
+    return make(users[order], times[order], labels[order], names, items[order])
 
 
 @pytest.mark.parametrize("name", SPLITTERS)
 class TestContract:
+    @settings(max_examples=25)
     @given(data=boards())
     def test_parts_are_sorted_disjoint_and_stable(self, name, data):
         parts = SPLITTERS[name].split(data)
@@ -75,14 +96,18 @@ class TestContract:
 
 
 def test_every_splitter_is_under_contract():
-    assert {type(splitter) for splitter in SPLITTERS.values()} == {
-        kind for kind in Splitter.__subclasses__() if kind.__module__ == "llmrs_lightning.data.splits"
-    }
+    def kinds(base):
+        return {base}.union(*map(kinds, base.__subclasses__()))
+
+    ours = {kind for kind in kinds(Splitter) if kind.__module__.startswith("llmrs_lightning.data.splits")}
+    assert {type(splitter) for splitter in SPLITTERS.values()} == {k for k in ours if not k.__abstractmethods__}
+    for kind in ours:
+        assert kind.__name__.startswith("_") or getattr(llmrs_lightning.data.splits, kind.__name__) is kind
 
 
 def test_random_shares_are_met():
-    parts = RandomSplit(0.7, 0.1, fusion=0.1).split(make(np.zeros(1000)))
-    assert {name: len(rows) for name, rows in parts.items()} == {"train": 700, "val": 100, "fusion": 100, "test": 100}
+    parts = RandomSplit(0.7, 0.2, fusion=0.25).split(make(np.zeros(1000)))
+    assert {name: len(rows) for name, rows in parts.items()} == {"train": 700, "val": 150, "fusion": 50, "test": 100}
     assert fingerprint(RandomSplit(seed=1).split(make([0] * 50))) != fingerprint(RandomSplit().split(make([0] * 50)))
 
 
@@ -92,28 +117,30 @@ def test_impossible_shares_are_refused(shares):
         RandomSplit(*shares)
 
 
-def by_brute_force(data, positives_only, fusion):
-    held = ["test", "val", "fusion"][: 3 if fusion else 2]
-    answer = {name: [] for name in PARTS}
+def by_brute_force(data, positives_only, k):
+    answer = {"train": [], "val": [], "test": []}
     events = data.interactions
     for user in set(events.user):
         rows = sorted(np.flatnonzero(events.user == user), key=lambda row: (events.timestamp[row], row))
         candidates = [row for row in rows if events.label[row] > 0 or not positives_only]
-        if len(candidates) <= len(held):
+        if len(candidates) <= 2 * k:
             answer["train"] += rows
             continue
-        for row, name in zip(candidates[::-1], held, strict=False):
-            answer[name].append(row)
-        answer["train"] += rows[: rows.index(candidates[-len(held)])]
-    return {name: sorted(rows) for name, rows in answer.items() if rows}
+        answer["test"] += candidates[-k:]
+        answer["val"] += candidates[-2 * k : -k]
+        answer["train"] += rows[: rows.index(candidates[-2 * k])]
+    return {name: sorted(rows) for name, rows in answer.items()}
 
 
 @pytest.mark.parametrize("positives_only", [False, True])
-@pytest.mark.parametrize("fusion", [False, True])
+@pytest.mark.parametrize("k", [1, 2, 4])
+@settings(max_examples=25)
 @given(data=boards())
-def test_last_out_agrees_with_brute_force(positives_only, fusion, data):
-    parts = LeaveLastOut(positives_only, fusion).split(data)
-    assert {name: rows.tolist() for name, rows in parts.items()} == by_brute_force(data, positives_only, fusion)
+def test_last_out_agrees_with_brute_force(positives_only, k, data):
+    parts = LeaveKOut(k, positives_only).split(data)
+    assert {name: rows.tolist() for name, rows in parts.items()} == by_brute_force(data, positives_only, k)
+    if k == 1:
+        assert fingerprint(LeaveLastOut(positives_only).split(data)) == fingerprint(parts)
 
 
 def test_last_out_by_hand():
