@@ -1,0 +1,207 @@
+"""What a user did before a moment: events in compressed rows, ordered by time, that can be mapped from disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmrs_lightning.data.schema import RecData
+from llmrs_lightning.data.tokens import Ids
+from llmrs_lightning.errors import ConfigError, DataError
+
+#: parts whose events a row of a part may see; fusion rows are as good as validation rows
+ALLOWED = {
+    "train": ("train",),
+    "val": ("train",),
+    "fusion": ("train",),
+    "test": ("train", "val", "fusion"),
+}
+NO_ITEM = -1
+_ARRAYS = ("offsets", "items", "times", "ratings", "rows")
+
+
+class Past(NamedTuple):
+    """The events before B moments, (B, L) each: oldest first, padding behind.
+
+    L is the longest past in the batch, at least 1 and at most the limit.
+
+    Args:
+        items: Item positions, int64; -1 for padding.
+        ratings: float32; NaN where the data have none, 0 for padding.
+        ages: Seconds from the event to the moment, int64 and above 0; 0 for padding.
+        mask: Whether there is an event, bool.
+    """
+
+    items: Ids
+    ratings: NDArray[np.float32]
+    ages: Ids
+    mask: NDArray[np.bool_]
+
+
+class History:
+    """The E events of U users in compressed rows: by user, then by time, ties by row.
+
+    Args:
+        offsets: (U + 1,) int64; the events of user u are `offsets[u]` to `offsets[u + 1]`.
+        items: (E,) int32 positions in the items table.
+        times: (E,) int64 seconds, ascending within a user.
+        ratings: (E,) float32, NaN where the data have none.
+        rows: (E,) int64 rows of the interactions.
+        fingerprint: Hash of the data and of the rows that are in it.
+    """
+
+    def __init__(
+        self,
+        offsets: Ids,
+        items: NDArray[np.int32],
+        times: Ids,
+        ratings: NDArray[np.float32],
+        rows: Ids,
+        fingerprint: str = "",
+    ) -> None:
+        self.offsets, self.items, self.times, self.ratings, self.rows = offsets, items, times, ratings, rows
+        self.fingerprint = fingerprint
+        self.longest = int(np.diff(offsets).max(initial=0))
+
+    def __len__(self) -> int:
+        """Count the events."""
+        return len(self.items)
+
+    @classmethod
+    def build(cls, data: RecData, rows: Ids) -> History:
+        """Order the events of `rows` by user and time.
+
+        Args:
+            data: The users, items and events.
+            rows: Rows of the interactions that may be seen, such as `RecDataModule.rows(*ALLOWED["test"])`. All of a
+                user's events are kept, since a target may stand anywhere among them; `before` cuts to the latest.
+
+        Raises:
+            ConfigError: If the data have no timestamps.
+        """
+        events = data.interactions
+        if events.timestamp is None:
+            raise ConfigError(
+                "a history needs timestamps",
+                where="schema.timestamp",
+                found="null",
+                fix="set schema.timestamp to a column of the interactions",
+            )
+        rows = np.asarray(rows, np.int64)
+        order = rows[np.lexsort((rows, events.timestamp[rows], events.user[rows]))]
+        counts = np.bincount(events.user[rows], minlength=len(data.user_ids))
+        return cls(
+            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+            events.item[order].astype(np.int32),
+            events.timestamp[order],
+            events.rating[order],
+            order,
+            fingerprint(data, rows),
+        )
+
+    def before(self, user: Ids, timestamp: Ids, limit: int) -> Past:
+        """Return what each user did strictly before a moment; an event at the very moment is not in it.
+
+        Args:
+            user: (B,) positions in the users table; -1, an unknown user, has no past.
+            timestamp: (B,) seconds.
+            limit: Events to keep, the latest ones.
+
+        Raises:
+            ConfigError: If `limit` is below 1.
+        """
+        if limit < 1:
+            raise ConfigError("a history needs room for an event", where="limit", found=str(limit), allowed="1 or more")
+        user, timestamp = np.asarray(user, np.int64), np.asarray(timestamp, np.int64)
+        first = self.offsets[user]
+        last = np.where(user < 0, first, self.offsets[np.minimum(user + 1, len(self.offsets) - 1)])
+        end = self._earlier(first, last, timestamp)
+        start = np.maximum(first, end - limit)
+        lengths = end - start
+        column = np.arange(max(int(lengths.max(initial=0)), 1))
+        mask = column < lengths[:, None]
+        place = (start[:, None] + column)[mask]
+        items, ages = np.full(mask.shape, NO_ITEM, np.int64), np.zeros(mask.shape, np.int64)
+        ratings = np.zeros(mask.shape, np.float32)
+        items[mask], ratings[mask] = self.items[place], self.ratings[place]
+        ages[mask] = np.repeat(timestamp, lengths) - self.times[place]
+        return Past(items, ratings, ages, mask)
+
+    def _earlier(self, first: Ids, last: Ids, timestamp: Ids) -> Ids:
+        """Find the end of the events before each timestamp by halving all B ranges at once."""
+        low, high = first.copy(), last.copy()
+        for _ in range(self.longest.bit_length()):
+            middle = (low + high) // 2
+            open_ = low < high
+            earlier = open_ & (self.times[np.where(open_, middle, 0)] < timestamp) if len(self) else open_
+            low, high = np.where(earlier, middle + 1, low), np.where(open_ & ~earlier, middle, high)
+        return low
+
+    def save(self, folder: str | Path) -> None:
+        """Write one .npy file an array and the fingerprint to a new folder, all or nothing.
+
+        Raises:
+            DataError: If the folder is there already and holds another history.
+        """
+        target = Path(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent))
+        for name in _ARRAYS:
+            np.save(temporary / f"{name}.npy", getattr(self, name))
+        (temporary / "history.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        try:
+            os.replace(temporary, target)
+        except OSError as error:  # another process was faster, and wrote the same
+            for file in temporary.iterdir():
+                file.unlink()
+            temporary.rmdir()
+            try:
+                type(self).open(target, self.fingerprint)
+            except DataError:
+                raise DataError(
+                    "the history cannot be written", where=str(target), found=str(error), fix="name a new folder"
+                ) from error
+
+    @classmethod
+    def open(cls, folder: str | Path, wanted: str = "") -> History:
+        """Map a folder that `save` wrote; its pages are shared by all processes of a machine.
+
+        Args:
+            folder: The folder.
+            wanted: `fingerprint` of the data and rows at hand; an empty string checks nothing.
+
+        Raises:
+            DataError: If files are missing or damaged, or the history is one of other data.
+        """
+        path, fix = Path(folder), "build the history again"
+        try:
+            made_for = str(json.loads((path / "history.json").read_text())["fingerprint"])
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS}
+            offsets = arrays["offsets"] = np.asarray(arrays["offsets"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise DataError("the history cannot be read", where=str(path), found=str(error), fix=fix) from error
+        if not len(offsets) or any(arrays[name].shape != (offsets[-1],) for name in _ARRAYS[1:]):
+            raise DataError("the history's files do not belong together", where=str(path), fix=fix)
+        if wanted and made_for != wanted:
+            raise DataError(
+                "the history was made for other data or another split",
+                where=str(path),
+                found=f"fingerprint {made_for[:12]}",
+                allowed=wanted[:12],
+                fix=fix,
+            )
+        return cls(**arrays, fingerprint=made_for)
+
+
+def fingerprint(data: RecData, rows: Ids) -> str:
+    """Hash the data and the rows of a history with SHA-256; the order of the rows does not count."""
+    digest = hashlib.sha256(data.fingerprint.encode())
+    digest.update(np.sort(rows).astype("<i8").tobytes())
+    return digest.hexdigest()
