@@ -176,13 +176,11 @@ def _report_fit(
     where = "off" if wandb is None else ("failed" if wandb.failed else str(run.path / "wandb"))
     if wandb is not None and wandb.offline and not wandb.failed:
         where += f"  (offline; upload it with: wandb sync {run.path}/wandb/offline-run-*)"
-    show(
-        "",
-        f"run directory  {run.path}",
-        f"W&B            {where}",
-        f"next           llmrs recommend --run {run.path} --users {data.data.user_ids[0]} --k 10",
-        f"               llmrs predict --run {run.path} --pairs pairs.csv --out scored.csv",
-    )
+    following = [f"llmrs predict --run {run.path} --pairs pairs.csv --out scored.csv"]
+    if module.ranking:
+        following.insert(0, f"llmrs recommend --run {run.path} --users {data.data.user_ids[0]} --k 10")
+    indented = "\n               ".join(following)
+    show("", f"run directory  {run.path}", f"W&B            {where}", f"next           {indented}")
 
 
 def validate(args: Sequence[str]) -> None:
