@@ -12,6 +12,7 @@ from llmrs_lightning.errors import LLMRSError
 
 # command -> (module, function, help); modules are imported when their command runs
 COMMANDS = {
+    "prepare": ("data_commands", "prepare", "load, validate, split and tokenise; say what each part holds"),
     "fit": ("commands", "fit", "train, test the best epoch, write a run directory"),
     "validate": ("commands", "validate", "evaluate the validation part again from a run"),
     "test": ("commands", "test", "evaluate the test part again from a run"),
@@ -39,7 +40,7 @@ def main(args: Sequence[str] | None = None) -> int:
         args: Command and options; None takes those of the process.
 
     Returns:
-        Exit code: 0, or 2 for a mistake that the user can mend.
+        Exit code: 0, 1 where `audit` finds a leak, or 2 for a mistake that the user can mend.
     """
     words = list(sys.argv[1:] if args is None else args)
     if not words or words[0] in ("-h", "--help"):
@@ -54,7 +55,7 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     module, function, _ = COMMANDS[words[0]]
     try:
-        getattr(importlib.import_module(f"llmrs_lightning.{module}"), function)(words[1:])
+        return getattr(importlib.import_module(f"llmrs_lightning.{module}"), function)(words[1:]) or 0
     except LLMRSError as error:
         print(f"llmrs {words[0]}: {error}", file=sys.stderr)
         return 2
@@ -62,7 +63,6 @@ def main(args: Sequence[str] | None = None) -> int:
         if isinstance(exit_.code, str):
             print(f"llmrs {words[0]}: {exit_.code}", file=sys.stderr)
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    return 0
 
 
 def entry_point() -> None:
