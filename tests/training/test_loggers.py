@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from types import SimpleNamespace
@@ -219,9 +220,11 @@ def test_offline_run_is_written_and_holds_no_secret(fit: Any, monkeypatch: pytes
     assert code == 0
     (folder,) = (run / "wandb").glob("offline-run-*")
     (file,) = folder.glob("run-*.wandb")
+    names, deadline = (b"train/loss", b"val/auc", b"best/auc", b"logged"), time.monotonic() + 30
+    while not all(name in file.read_bytes() for name in names) and time.monotonic() < deadline:
+        time.sleep(0.1)  # the service of W&B writes on for a moment after the run has ended
     content = file.read_bytes()
-    assert len(content) > 1000
-    for name in (b"train/loss", b"val/auc", b"best/auc", b"logged"):
+    for name in names:
         assert name in content
     assert re.search(r"W&B            \S+/wandb  \(offline; upload it with: wandb sync \S+\)", output)
     files = [p for p in run.rglob("*") if p.is_file()]
