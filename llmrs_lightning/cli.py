@@ -13,6 +13,7 @@ from llmrs_lightning.errors import LLMRSError
 # command -> (module, function, help); modules are imported when their command runs
 COMMANDS = {
     "prepare": ("data_commands", "prepare", "load, validate, split and tokenise; say what each part holds"),
+    "audit": ("data_commands", "audit", "look for leaks between the parts; exit code 1 if there is one"),
     "fit": ("commands", "fit", "train, test the best epoch, write a run directory"),
     "validate": ("commands", "validate", "evaluate the validation part again from a run"),
     "test": ("commands", "test", "evaluate the test part again from a run"),

@@ -7,8 +7,11 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
+from llmrs_lightning.data.audit import Finding
+from llmrs_lightning.data.audit import audit as check
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.describe import PERCENTILES, describe
 from llmrs_lightning.training.config import build
@@ -26,6 +29,22 @@ def prepare(args: Sequence[str]) -> None:
     if found["texts"]:
         show("", _texts_table(found["texts"], data.max_length))
     show("", *(f"{name + ' fingerprint':<25}{print_[:16]}" for name, print_ in found["fingerprints"].items()))
+
+
+def audit(args: Sequence[str]) -> int:
+    """Look for leaks; print what was found, and return 1 for a leak."""
+    parser = _parser("audit", "Look for what would make results on held-out rows too good. Exit code 1 for a leak.")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 for warnings too")
+    data, known = _data(parser, args)
+    findings = check(data)
+    show("", _findings_table(findings, _title(data)))
+    for finding in findings:
+        if finding.level in ("warning", "leak") and finding.examples:
+            show("", f"{finding.check}, such as", *(f"  {example}" for example in finding.examples))
+    count = {level: sum(finding.level == level for finding in findings) for level in ("leak", "warning")}
+    say = {name: f"{n or 'no'} {name}{'' if n == 1 else 's'}" for name, n in count.items()}
+    show("", f"{say['leak']}, {say['warning']}")
+    return int(bool(count["leak"] or (known.strict and count["warning"])))
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -59,6 +78,18 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for number, name in enumerate(columns):
         table.add_column(name, justify="right" if number else "left")
+    return table
+
+
+def _findings_table(findings: Sequence[Finding], title: str) -> Table:
+    table = _table(title, "check")
+    table.add_column("result")
+    table.add_column("found", justify="right")
+    table.add_column("what", ratio=1)
+    styles = {"leak": "[bold red]LEAK[/]", "warning": "[yellow]warning[/]", "ok": "ok", "skipped": "[dim]skipped[/]"}
+    for finding in findings:
+        found = f"{finding.count:,} of {finding.of:,}" if finding.of else ""
+        table.add_row(finding.check, styles[finding.level], found, escape(finding.what))
     return table
 
 

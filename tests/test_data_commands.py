@@ -5,6 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -91,9 +94,54 @@ def test_mistakes_are_answered(write: Any, capsys: Capture, options: list[str], 
     assert "Traceback" not in error
 
 
-@pytest.mark.parametrize("command", ["prepare"])
+@pytest.mark.parametrize("command", ["prepare", "audit"])
 def test_help_and_no_options(command: str, capsys: Capture) -> None:
     assert main([command, "--help"]) == 0
     assert f"llmrs {command} --config" in capsys.readouterr().out
     assert main([command]) == 2
     assert "--config" in capsys.readouterr().err
+
+
+def leaky(folder: Path) -> dict[str, Any]:
+    """Write tables whose items carry the mean of all ratings."""
+    rng = np.random.default_rng(0)
+    user, item = np.divmod(rng.permutation(20 * 30)[:400], 30)
+    rating = rng.integers(1, 6, 400)
+    mean = np.bincount(item, rating, 30) / np.maximum(np.bincount(item, minlength=30), 1)
+    pq.write_table(pa.table({"user_id": user, "item_id": item, "rating": rating}), folder / "ratings.parquet")
+    table = {"item_id": np.arange(30), "mean": mean, "description": ["red lamp"] * 30}
+    pq.write_table(pa.table(table), folder / "items.parquet")
+    pq.write_table(pa.table({"user_id": np.arange(20), "taste": ["likes red"] * 20}), folder / "users.parquet")
+    paths = {name: str(folder / f"{file}.parquet") for name, file in (("interactions", "ratings"), ("items", "items"))}
+    return {"class_path": "FileSource", "init_args": paths | {"users": str(folder / "users.parquet")}}
+
+
+def test_audit_passes_clean_data_and_tells_what_is_to_be_known(write: Any, capsys: Capture) -> None:
+    config = write(splitter={"class_path": "TemporalSplit"})
+    assert main(["audit", "--config", config]) == 0
+    output = capsys.readouterr().out
+    assert cells(output)["one clock for all"][0] == "ok"
+    assert "no leaks, no warnings" in output
+    assert main(["audit", "--config", config, "--strict"]) == 0
+    capsys.readouterr()
+    assert main(["audit", "--config", config, "--data.splitter", "RandomSplit"]) == 0
+    output = capsys.readouterr().out
+    assert cells(output)["later rows of the user"][0] == "warning"
+    assert "later rows of the user, such as" in output
+    assert "user u" in output
+    assert main(["audit", "--config", config, "--data.splitter", "RandomSplit", "--strict"]) == 1
+
+
+def test_audit_ends_with_1_for_a_leak(write: Any, tmp_path: Path, capsys: Capture) -> None:
+    schema = {"item_numbers": ["mean"]}
+    assert main(["audit", "--config", write(source=leaky(tmp_path), schema=schema)]) == 1
+    output = capsys.readouterr().out
+    assert cells(output)["columns made of labels"][:2] == ["LEAK", "1 of 1"]
+    assert "column 'mean' gives the mean" in output
+    assert "1 leak, " in output
+    assert main(["audit", "--config", write(source=leaky(tmp_path), schema={})]) == 0
+
+
+def test_audit_answers_mistakes(write: Any, capsys: Capture) -> None:
+    assert main(["audit", "--config", write(), "--data.splitter", "Nothing"]) == 2
+    assert "llmrs audit: " in capsys.readouterr().err
