@@ -17,7 +17,7 @@ def uniform(seeds: Sequence[int], *keys: Ids) -> NDArray[np.float64]:
 
     The same seeds and keys give the same number in every process; so each may draw for its own piece alone.
     """
-    return (hashed(seeds, *keys) >> np.uint64(11)) * 2.0**-53
+    return (hashed(seeds, *keys) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def hashed(seeds: Sequence[int], *keys: Ids) -> Words:
