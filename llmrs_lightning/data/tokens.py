@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmrs_lightning.data.augment import TextAugmentation
 from llmrs_lightning.data.cache import cache_folder
 from llmrs_lightning.errors import ConfigError, DataError
 
@@ -68,10 +69,21 @@ class TokenStore:
         offsets: (T + 1,) int64; text t is `tokens[offsets[t]:offsets[t + 1]]`.
         pad_id: The tokeniser's padding id.
         fingerprint: Hash of texts, tokeniser and maximal length.
+        special_ids: (S,) the tokeniser's special ids, which augmentation leaves alone.
+        continuing: (V,) whether a token id goes on with the word of the token before it; None: each token is a word.
     """
 
-    def __init__(self, tokens: NDArray[np.int32], offsets: Ids, pad_id: int, fingerprint: str) -> None:
+    def __init__(
+        self,
+        tokens: NDArray[np.int32],
+        offsets: Ids,
+        pad_id: int,
+        fingerprint: str,
+        special_ids: Sequence[int] = (),
+        continuing: NDArray[np.bool_] | None = None,
+    ) -> None:
         self.tokens, self.offsets, self.pad_id, self.fingerprint = tokens, offsets, pad_id, fingerprint
+        self.special_ids, self.continuing = np.array(special_ids, np.int64), continuing
         self.lengths = np.diff(offsets)
 
     def __len__(self) -> int:
@@ -109,15 +121,26 @@ class TokenStore:
         if not (folder / "offsets.npy").is_file():
             _write(folder, *_tokenize(texts, tok, max_length))
         tokens, offsets = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("tokens", "offsets"))
-        return cls(tokens, np.asarray(offsets), int(tok.pad_token_id or 0), fingerprint)
+        pad_id, continuing = int(tok.pad_token_id or 0), _continuing(tok.get_vocab())
+        return cls(tokens, np.asarray(offsets), pad_id, fingerprint, tok.all_special_ids, continuing)
 
-    def batch(self, texts: Ids, min_valid: float = 0.95) -> TextBatch:
+    def batch(
+        self,
+        texts: Ids,
+        min_valid: float = 0.95,
+        augmentation: TextAugmentation | None = None,
+        seeds: Sequence[int] = (),
+    ) -> TextBatch:
         """Gather texts by number into length buckets.
 
         Args:
             texts: (U,) distinct text numbers.
             min_valid: Least share of real tokens in a bucket.
+            augmentation: How to vary the texts; None leaves them as they are.
+            seeds: What the variants depend on beside the text, such as the run's seed, the epoch and the batch.
         """
+        if augmentation is not None and len(texts):
+            return self._varied(texts, augmentation, seeds).batch(np.arange(len(texts)), min_valid)
         if not len(texts):  # under DDP each process must run the model, also on an empty piece of a batch
             first = self.batch(np.zeros(1, np.int64))
             return TextBatch(first.input_ids, first.attention_mask, first.position[:0])
@@ -132,6 +155,16 @@ class TokenStore:
         position = np.empty(len(texts), np.int64)
         position[order] = np.arange(len(texts))
         return TextBatch(input_ids, masks, torch.from_numpy(position))
+
+    def _varied(self, texts: Ids, augmentation: TextAugmentation, seeds: Sequence[int]) -> TokenStore:
+        """Return a store of the variants of `texts` (U,), numbered from 0 in their order."""
+        lengths = self.lengths[texts]
+        shift = self.offsets[texts] - (np.cumsum(lengths) - lengths)
+        tokens = np.asarray(self.tokens[np.arange(lengths.sum()) + np.repeat(shift, lengths)])
+        special = np.isin(tokens, self.special_ids)
+        continuing = None if self.continuing is None else self.continuing[tokens]
+        tokens, lengths = augmentation.apply(tokens, lengths, special, texts, seeds, continuing)
+        return TokenStore(tokens, np.concatenate([[0], np.cumsum(lengths)]), self.pad_id, self.fingerprint)
 
     def padded(self, texts: Ids) -> tuple[Ids, NDArray[np.bool_]]:
         """Return token ids and mask, each (U, L), of `texts` (U,), padded to the longest of them."""
@@ -169,6 +202,19 @@ def _buckets(lengths: Ids, min_valid: float) -> list[tuple[int, int]]:
             start = previous
         previous = end
     return [*runs, (start, previous)] if previous > start else runs
+
+
+def _continuing(vocabulary: Mapping[str, int]) -> NDArray[np.bool_]:
+    """Return for each token id whether it goes on with the word of the token before it, (V,).
+
+    WordPiece marks the pieces that go on, with "##"; byte-level and SentencePiece vocabularies mark those after a
+    space, with "Ġ" and "▁", so to them punctuation belongs to the word before it, and writing without spaces is one
+    word. A vocabulary without marks has whole words only.
+    """
+    mark = max(("##", "Ġ", "▁"), key=lambda mark: sum(piece.startswith(mark) for piece in vocabulary))
+    continuing = np.zeros(max(vocabulary.values()) + 1, np.bool_)
+    continuing[[number for piece, number in vocabulary.items() if piece.startswith(mark) == (mark == "##")]] = True
+    return continuing
 
 
 def _tokenizer_state(tok: object) -> str:
