@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,41 +15,74 @@ from numpy.typing import NDArray
 from llmrs_lightning.errors import DataError, LLMRSError, listing, suggestion
 
 _NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|inf|infinity))$"
+_INTEGER = r"^(0|-?[1-9]\d{0,18})$"
 _SHOWN = 5
+_PIECE = 1 << 20
 
 
 def column(dataset: Dataset, name: str) -> pa.Array:
     """Read one column as a single Arrow array, its dictionary decoded and its strings as large_string."""
+    values = chunks(dataset, name)
+    values = values.cast(pa.large_string()) if _is_text(values.type) else values
+    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], values.type)
+
+
+def chunks(dataset: Dataset, name: str) -> pa.ChunkedArray:
+    """Read one column without a copy if it can be, its dictionary decoded and its strings not as views."""
     values = dataset.select_columns([name]).with_format("arrow")[:].column(name)
     kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
-    if pa.types.is_string(kind) or pa.types.is_string_view(kind):
-        kind = pa.large_string()
-    values = values.cast(kind) if kind != values.type else values
-    return pa.concat_arrays(values.chunks) if values.num_chunks else pa.array([], kind)
+    kind = pa.large_string() if pa.types.is_string_view(kind) else kind
+    return values.cast(kind) if kind != values.type else values
 
 
-def to_numpy(values: pa.Array) -> NDArray[np.generic]:
+def _pieces(values: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """Cut a column into pieces of so few rows that what is computed from one is small; an empty one has one piece."""
+    for chunk in values.chunks or [pa.array([], values.type)]:
+        for start in range(0, max(len(chunk), 1), _PIECE):
+            yield chunk.slice(start, _PIECE)
+
+
+def _each(function: Callable[[pa.Array], pa.Array], values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([function(piece) for piece in _pieces(values)])
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def to_numpy(values: pa.Array) -> NDArray[Any]:
     """Turn an Arrow array into a NumPy one, copying if need be."""
-    array: NDArray[np.generic] = values.to_numpy(zero_copy_only=False)
+    array: NDArray[Any] = values.to_numpy(zero_copy_only=False)
     return array
 
 
-def _rows(at_fault: pa.Array, values: pa.Array) -> str:
+def _filled(values: pa.ChunkedArray, kind: type[np.generic], missing: int) -> NDArray[Any]:
+    """Copy a column into a NumPy array piece by piece, with `missing` for null."""
+    answer, start = np.empty(len(values), kind), 0
+    for piece in _pieces(values):
+        answer[start : start + len(piece)] = to_numpy(pc.fill_null(piece, missing))
+        start += len(piece)
+    return answer
+
+
+def _rows(
+    at_fault: pa.ChunkedArray, values: pa.ChunkedArray, show: Callable[[Any], object] = lambda value: value
+) -> str:
     """Count the rows at fault and show the first ones, counted from 1 without a header."""
     rows = np.flatnonzero(to_numpy(pc.fill_null(at_fault, False)))
-    shown = ", ".join(f"row {row + 1}: {values[int(row)].as_py()!r}" for row in rows[:_SHOWN])
+    shown = ", ".join(f"row {row + 1}: {show(values[int(row)].as_py())!r}" for row in rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else ""
     return f"{len(rows):,} row{'s' if len(rows) > 1 else ''} ({shown}{more})"
 
 
-def _any(mask: pa.Array) -> bool:
+def _any(mask: pa.ChunkedArray) -> bool:
     return bool(pc.any(mask).as_py())
 
 
 def _numbers(values: pa.Array) -> pa.Array | None:
     """Cast to float64, null where a string is no number; None if the type holds no numbers."""
     kind = values.type
-    if pa.types.is_large_string(kind):
+    if _is_text(kind):
         text = pc.utf8_trim_whitespace(values)
         text = pc.if_else(pc.match_substring_regex(text, _NUMBER), text, pa.scalar(None, kind))
         return pc.utf8_ltrim(text, characters="+").cast(pa.float64())
@@ -62,7 +96,7 @@ def _numbers(values: pa.Array) -> pa.Array | None:
 def _seconds(values: pa.Array) -> pa.Array | None:
     """Cast to int64 seconds, null where a value is no time; None if the type holds no times."""
     kind = values.type
-    if pa.types.is_large_string(kind):
+    if _is_text(kind):
         if pc.all(pc.match_substring_regex(values, r"^\d{1,18}$")).as_py():
             return values.cast(pa.int64())
         for target in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
@@ -84,6 +118,36 @@ def _seconds(values: pa.Array) -> pa.Array | None:
     return pc.if_else(pc.fill_null(whole, False), numbers, pa.scalar(None, pa.float64())).cast(pa.int64())
 
 
+def _fractions(values: pa.Array) -> pa.Array:
+    return pc.fill_null(pc.invert(pc.and_(pc.is_finite(values), pc.equal(pc.floor(values), values))), False)
+
+
+def _empty(keys: pa.Array) -> pa.Array:
+    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(keys), ""), True)
+
+
+def _keys(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Cast whole numbers to int64 where they fit, everything else to strings."""
+    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type):
+        try:
+            return values.cast(pa.int64())
+        except pa.ArrowInvalid:
+            if pa.types.is_floating(values.type):
+                raise
+    return values if _is_text(values.type) else values.cast(pa.large_string())
+
+
+def _like(ids: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """Cast ids to the type of the keys that are looked up; null where no key can be equal: "007" is not 7."""
+    if not (pa.types.is_integer(kind) and _is_text(ids.type)):
+        return ids.cast(kind)
+    spelt = pc.if_else(pc.match_substring_regex(ids, _INTEGER), ids, pa.scalar(None, ids.type))
+    number = spelt.cast(pa.decimal128(19))
+    limits = np.iinfo(np.int64)
+    fits = pc.and_(pc.greater_equal(number, limits.min), pc.less_equal(number, limits.max))
+    return pc.if_else(fits, number, pa.scalar(None, number.type)).cast(kind)
+
+
 class Check:
     """Collect problems; each method returns None where its column cannot be used."""
 
@@ -94,12 +158,12 @@ class Check:
         """Note a problem."""
         self.problems.append(DataError(what, where=where, found=found, allowed=allowed, fix=fix))
 
-    def column(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.Array | None:
+    def column(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.ChunkedArray | None:
         """Read the column that `schema.<option>` names."""
         if dataset is None:
             return None
         if name in dataset.column_names:
-            return column(dataset, name)
+            return chunks(dataset, name)
         self.add(
             f"the {table} table has no column {name!r}",
             where=f"schema.{option}",
@@ -110,31 +174,31 @@ class Check:
         )
         return None
 
-    def ids(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.Array | None:
-        """Read ids as strings, null where one is missing."""
+    def ids(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.ChunkedArray | None:
+        """Read ids as int64, or else as strings; null where one is missing."""
         values = self.column(dataset, table, name, option)
         if values is None:
             return None
         where = f"{table}, column {name!r}"
         if pa.types.is_floating(values.type):
-            whole = pc.fill_null(pc.and_(pc.is_finite(values), pc.equal(pc.floor(values), values)), True)
-            if not pc.all(whole).as_py():
-                self.add("ids are fractions", where=where, found=_rows(pc.invert(whole), values))
+            fraction = _each(_fractions, values)
+            if _any(fraction):
+                self.add("ids are fractions", where=where, found=_rows(fraction, values))
                 return None
-            values = values.cast(pa.int64())
         try:
-            keys = values.cast(pa.large_string())
+            keys = _keys(values)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             self.add(
                 "ids have a type that is no id", where=where, found=str(values.type), allowed="strings or integers"
             )
             return None
-        empty = pc.fill_null(pc.equal(pc.utf8_trim_whitespace(keys), ""), True)
-        if _any(empty):
-            self.add("ids are missing", where=where, found=_rows(empty, keys), fix="fill them in or drop these rows")
-        return pc.if_else(empty, pa.scalar(None, pa.large_string()), keys)
+        empty = _each(_empty, keys) if _is_text(keys.type) else pc.is_null(keys)
+        if not _any(empty):
+            return keys
+        self.add("ids are missing", where=where, found=_rows(empty, keys), fix="fill them in or drop these rows")
+        return pc.if_else(empty, pa.scalar(None, keys.type), keys)
 
-    def unique_ids(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.Array | None:
+    def unique_ids(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.ChunkedArray | None:
         """Read the ids of a table that has one row an id."""
         keys = self.ids(dataset, table, name, option)
         if keys is None:
@@ -152,21 +216,23 @@ class Check:
             )
         return keys
 
-    def positions(self, keys: pa.Array | None, ids: pa.Array | None, table: str, name: str) -> NDArray[np.int64]:
-        """Find each of the R keys among the ids of its table, (R,) int64; -1 if it is not there."""
+    def positions(
+        self, keys: pa.ChunkedArray | None, ids: pa.ChunkedArray | None, table: str, name: str
+    ) -> NDArray[np.int32]:
+        """Find each of the R keys among the ids of its table, (R,) int32; -1 if it is not there."""
         if keys is None or ids is None:
-            return np.empty(0, np.int64)
-        found = pc.index_in(keys, value_set=ids, skip_nulls=True)
+            return np.empty(0, np.int32)
+        found = pc.index_in(keys, value_set=_like(ids, keys.type), skip_nulls=True)
         lost = pc.and_(pc.is_null(found), pc.is_valid(keys))
         if _any(lost):
             distinct = len(keys.filter(lost).unique())
             self.add(
                 f"interactions name ids that are not in the {table} table",
                 where=f"interactions, column {name!r}",
-                found=f"{distinct:,} such ids in {_rows(lost, keys)}",
+                found=f"{distinct:,} such ids in {_rows(lost, keys, str)}",
                 fix=f"add them to the {table} table or drop these interactions",
             )
-        return to_numpy(pc.fill_null(found, -1)).astype(np.int64)
+        return _filled(found, np.int32, -1)
 
     def features(
         self, dataset: Dataset | None, table: str, numbers: list[str], categories: list[str], separator: str
@@ -177,7 +243,7 @@ class Check:
         for name in numbers:
             values = self.column(dataset, table, name, f"{option}_numbers")
             read = self.numeric(values, f"{table}, column {name!r}")
-            if values is not None and read is not None and pa.types.is_large_string(values.type):
+            if values is not None and read is not None and _is_text(values.type):
                 changed[name] = read
         for name in categories:
             values = self.column(dataset, table, name, f"{option}_categories")
@@ -190,7 +256,7 @@ class Check:
                     found=str(values.type),
                     allowed="strings, integers, booleans or lists of these",
                 )
-            elif separator and pa.types.is_large_string(values.type) and _any(pc.match_substring(values, separator)):
+            elif separator and _is_text(values.type) and _any(pc.match_substring(values, separator)):
                 filled = pc.if_else(pc.equal(values, ""), pa.scalar(None, values.type), values)
                 changed[name] = pc.split_pattern_regex(filled, rf"\s*{re.escape(separator)}\s*")
         if dataset is None or (not changed and dataset._indices is None):
@@ -210,37 +276,44 @@ class Check:
             self.add("values are not finite numbers", where=where, found=_rows(bad, values), allowed="numbers or null")
         return read
 
-    def ratings(self, events: Dataset, name: str, bounds: list[float] | None) -> NDArray[np.float64] | None:
-        """Read finite ratings within `bounds`, (R,)."""
+    def ratings(
+        self, events: Dataset, name: str, bounds: list[float] | None, positive_from: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Read finite ratings within `bounds`, and whether they are `positive_from` or more, (R,) each."""
         values = self.column(events, "interactions", name, "rating")
         if values is None:
             return None
         where = f"interactions, column {name!r}"
-        read = _numbers(values)
-        if read is None:
-            self.add("ratings are not numbers", where=where, found=str(values.type), allowed="numbers")
-            return None
-        bad = pc.is_null(read)
-        infinite = pc.fill_null(pc.invert(pc.is_finite(read)), False)
-        implicit = "set schema.rating to null if each interaction is a positive"
-        if _any(bad):
-            fix = f"correct or drop these rows; {implicit}"
-            self.add("ratings are not numbers", where=where, found=_rows(bad, values), allowed="numbers", fix=fix)
-        if _any(infinite):
+        rating, label, start = np.empty(len(values), np.float32), np.empty(len(values), np.float32), 0
+        bad, infinite, beyond = [], [], []
+        for piece in _pieces(values):
+            read = _numbers(piece)
+            if read is None:
+                self.add("ratings are not numbers", where=where, found=str(values.type), allowed="numbers")
+                return None
+            bad.append(pc.is_null(read))
+            infinite.append(pc.fill_null(pc.invert(pc.is_finite(read)), False))
+            if bounds is not None and len(bounds) == 2:
+                outside = pc.or_(pc.less(read, bounds[0]), pc.greater(read, bounds[1]))
+                beyond.append(pc.and_(pc.fill_null(outside, False), pc.invert(infinite[-1])))
+            numbers = to_numpy(read)
+            rating[start : start + len(piece)] = numbers
+            # compared before it is rounded to float32
+            label[start : start + len(piece)] = numbers >= positive_from
+            start += len(piece)
+        if _any(mask := pa.chunked_array(bad)):
+            fix = "correct or drop these rows; set schema.rating to null if each interaction is a positive"
+            self.add("ratings are not numbers", where=where, found=_rows(mask, values), allowed="numbers", fix=fix)
+        if _any(mask := pa.chunked_array(infinite)):
+            self.add("ratings are NaN or infinite", where=where, found=_rows(mask, values), allowed="finite numbers")
+        if bounds is not None and beyond and _any(mask := pa.chunked_array(beyond)):
             self.add(
-                "ratings are NaN or infinite", where=where, found=_rows(infinite, values), allowed="finite numbers"
+                "ratings lie outside the range",
+                where=where,
+                found=_rows(mask, values),
+                allowed=f"{bounds[0]:g} to {bounds[1]:g} (schema.rating_range)",
             )
-        if bounds is not None and len(bounds) == 2:
-            beyond = pc.or_(pc.less(read, bounds[0]), pc.greater(read, bounds[1]))
-            beyond = pc.and_(pc.fill_null(beyond, False), pc.invert(infinite))
-            if _any(beyond):
-                self.add(
-                    "ratings lie outside the range",
-                    where=where,
-                    found=_rows(beyond, values),
-                    allowed=f"{bounds[0]:g} to {bounds[1]:g} (schema.rating_range)",
-                )
-        return to_numpy(read).astype(np.float64)
+        return rating, label
 
     def times(self, events: Dataset, name: str) -> NDArray[np.int64] | None:
         """Read times as whole seconds, (R,)."""
@@ -258,18 +331,28 @@ class Check:
         bad = pc.and_(pc.is_null(read), pc.is_valid(values))
         if _any(bad):
             self.add("timestamps are not times", where=where, found=_rows(bad, values), allowed=allowed)
-        return to_numpy(pc.fill_null(read, 0)).astype(np.int64)
+        return _filled(read, np.int64, 0)
+
+    def impressions(self, events: Dataset, name: str) -> NDArray[np.int64] | None:
+        """Number what was shown together, (R,); -1 where the value is missing."""
+        values = self.column(events, "interactions", name, "impression")
+        if values is None:
+            return None
+        codes = values.combine_chunks().dictionary_encode().indices
+        return to_numpy(pc.fill_null(codes, -1)).astype(np.int64)
 
     def splits(self, events: Dataset, name: str, parts: Sequence[str]) -> NDArray[np.str_] | None:
         """Read the part that each row belongs to, (R,), out of `parts`."""
         values = self.column(events, "interactions", name, "split")
         if values is None:
             return None
-        unknown = pc.invert(pc.is_in(values.cast(pa.large_string()), value_set=pa.array(parts, pa.large_string())))
+        code = pc.index_in(values.cast(pa.large_string()), value_set=pa.array(parts, pa.large_string()))
+        unknown = pc.is_null(code)
         if _any(unknown):
             where = f"interactions, column {name!r}"
             self.add("split names are unknown", where=where, found=_rows(unknown, values), allowed=listing(parts))
-        return to_numpy(values.cast(pa.large_string())).astype(np.str_)
+        names: NDArray[np.str_] = np.array(parts, np.str_)[_filled(code, np.int8, 0)]
+        return names
 
 
 def _replace(dataset: Dataset, changed: dict[str, pa.Array]) -> Dataset:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
+from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmrs_lightning.data.schema import RecData
+from llmrs_lightning.data.cache import published
+from llmrs_lightning.data.mapped import ArrayFile
+from llmrs_lightning.data.order import by_user_and_time, counted
+from llmrs_lightning.data.schema import RecData, hash_array
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError, DataError
 
@@ -86,25 +88,45 @@ class History:
         Raises:
             ConfigError: If the data have no timestamps.
         """
-        events = data.interactions
-        if events.timestamp is None:
-            raise ConfigError(
-                "a history needs timestamps",
-                where="schema.timestamp",
-                found="null",
-                fix="set schema.timestamp to a column of the interactions",
-            )
-        rows = np.asarray(rows, np.int64)
-        order = rows[np.lexsort((rows, events.timestamp[rows], events.user[rows]))]
-        counts = np.bincount(events.user[rows], minlength=len(data.user_ids))
-        return cls(
-            np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-            events.item[order].astype(np.int32),
-            events.timestamp[order],
-            events.rating[order],
-            order,
-            fingerprint(data, rows),
-        )
+        events, times, rows = data.interactions, _times(data), np.asarray(rows, np.int64)
+        order, start = np.empty(len(rows), np.int64), 0
+        for block in by_user_and_time(events.user, times, len(data.user_ids), rows):
+            order[start : start + len(block)] = block
+            start += len(block)
+        items = events.item[order].astype(np.int32, copy=False)
+        return cls(_offsets(data, rows), items, times[order], events.rating[order], order, fingerprint(data, rows))
+
+    @classmethod
+    def write(cls, data: RecData, rows: Ids, folder: str | Path) -> History:
+        """Order the events of `rows` as `build` does, into a new folder, block by block, and map it.
+
+        If the folder is there already, it is opened.
+
+        Raises:
+            ConfigError: If the data have no timestamps.
+            DataError: If the folder holds another history.
+        """
+        events, times, rows = data.interactions, _times(data), np.asarray(rows, np.int64)
+        path, wanted = Path(folder), fingerprint(data, rows)
+        if not path.is_dir():
+            columns: dict[str, tuple[NDArray[Any], type[np.generic]]] = {
+                "items": (events.item, np.int32),
+                "times": (times, np.int64),
+                "ratings": (events.rating, np.float32),
+            }
+            with published(path) as new, ExitStack() as stack:
+                np.save(new / "offsets.npy", _offsets(data, rows))
+                (new / "history.json").write_text(json.dumps({"fingerprint": wanted}))
+                kinds = {name: kind for name, (_, kind) in columns.items()} | {"rows": np.int64}
+                files = {
+                    name: stack.enter_context(ArrayFile(new / f"{name}.npy", kind, len(rows)))
+                    for name, kind in kinds.items()
+                }
+                for block in by_user_and_time(events.user, times, len(data.user_ids), rows):
+                    files["rows"].append(block)
+                    for name, (values, _) in columns.items():
+                        files[name].append(values[block])
+        return cls.open(path, wanted)
 
     def before(self, user: Ids, timestamp: Ids, limit: int) -> Past:
         """Return what each user did strictly before a moment; an event at the very moment is not in it.
@@ -150,24 +172,16 @@ class History:
         Raises:
             DataError: If the folder is there already and holds another history.
         """
-        target = Path(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent))
-        for name in _ARRAYS:
-            np.save(temporary / f"{name}.npy", getattr(self, name))
-        (temporary / "history.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        with published(Path(folder)) as new:
+            for name in _ARRAYS:
+                np.save(new / f"{name}.npy", getattr(self, name))
+            (new / "history.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
         try:
-            os.replace(temporary, target)
-        except OSError as error:  # another process was faster, and wrote the same
-            for file in temporary.iterdir():
-                file.unlink()
-            temporary.rmdir()
-            try:
-                type(self).open(target, self.fingerprint)
-            except DataError:
-                raise DataError(
-                    "the history cannot be written", where=str(target), found=str(error), fix="name a new folder"
-                ) from error
+            type(self).open(folder, self.fingerprint)
+        except DataError as error:
+            raise DataError(
+                "the history cannot be written", where=str(folder), found=error.found, fix="name a new folder"
+            ) from error
 
     @classmethod
     def open(cls, folder: str | Path, wanted: str = "") -> History:
@@ -203,5 +217,21 @@ class History:
 def fingerprint(data: RecData, rows: Ids) -> str:
     """Hash the data and the rows of a history with SHA-256; the order of the rows does not count."""
     digest = hashlib.sha256(data.fingerprint.encode())
-    digest.update(np.sort(rows).astype("<i8").tobytes())
+    hash_array(digest, rows if (rows[1:] >= rows[:-1]).all() else np.sort(rows), "<i8")
     return digest.hexdigest()
+
+
+def _times(data: RecData) -> Ids:
+    if data.interactions.timestamp is None:
+        raise ConfigError(
+            "a history needs timestamps",
+            where="schema.timestamp",
+            found="null",
+            fix="set schema.timestamp to a column of the interactions",
+        )
+    return data.interactions.timestamp
+
+
+def _offsets(data: RecData, rows: Ids) -> Ids:
+    counts = counted(data.interactions.user[rows], len(data.user_ids))
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64, copy=False)

@@ -6,11 +6,13 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 from numpy.typing import NDArray
 
 from llmrs_lightning.data.checks import Check, to_numpy
@@ -23,6 +25,7 @@ TIMESTAMP = "timestamp"
 LABEL = "label"
 SPLIT = "split"
 PARTS = ("train", "val", "fusion", "test")
+_HASHED = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,20 +48,22 @@ class Interactions:
     """The events as arrays over R rows, in the order of their table.
 
     Args:
-        user: Row positions in the users table, (R,) int64.
-        item: Row positions in the items table, (R,) int64.
+        user: Row positions in the users table, (R,) int32; products with a count need int64.
+        item: Row positions in the items table, (R,) int32.
         rating: (R,) float32, NaN where the schema names no rating column.
         label: (R,) float32, 1 for positives and 0 for the others.
         timestamp: Seconds, (R,) int64, or None where the schema names no such column.
         split: Names out of `PARTS`, (R,) str, or None where the schema names no such column.
+        impression: Number of the impression that showed each row, -1 for none, (R,) int64, or None likewise.
     """
 
-    user: NDArray[np.int64]
-    item: NDArray[np.int64]
+    user: NDArray[Any]
+    item: NDArray[Any]
     rating: NDArray[np.float32]
     label: NDArray[np.float32]
     timestamp: NDArray[np.int64] | None = None
     split: NDArray[np.str_] | None = None
+    impression: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -90,7 +95,7 @@ class RecData:
         digest = hashlib.sha256()
         for ids in (self.user_ids, self.item_ids):
             encoded = pa.array(ids, pa.large_string())
-            digest.update(pc.binary_length(encoded).to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+            hash_array(digest, pc.binary_length(encoded).to_numpy(zero_copy_only=False), "<i8")
             digest.update("".join(ids).encode())
         rows = self.interactions
         for name, values, kind in (
@@ -100,11 +105,18 @@ class RecData:
             (LABEL, rows.label, "<f4"),
             (TIMESTAMP, rows.timestamp, "<i8"),
             (SPLIT, rows.split, "S6"),
+            ("impression", rows.impression, "<i8"),
         ):
             if values is not None:
                 digest.update(f"{name}:{len(values)}".encode())
-                digest.update(values.astype(kind).tobytes())
+                hash_array(digest, values, kind)
         return digest.hexdigest()
+
+
+def hash_array(digest: hashlib._Hash, values: NDArray[np.generic], kind: str) -> None:
+    """Add the values (R,), cast to `kind`, to a digest, without a copy of them all."""
+    for start in range(0, len(values), _HASHED):
+        digest.update(np.ascontiguousarray(values[start : start + _HASHED].astype(kind, copy=False)).data)
 
 
 @dataclass
@@ -117,6 +129,7 @@ class Schema:
         rating: Rating column in the interactions, or null for implicit feedback, where each row is a positive.
         timestamp: Time column in the interactions: whole seconds, dates, or ISO 8601 strings.
         split: Column in the interactions that holds train, val, fusion or test; `ColumnSplit` follows it.
+        impression: Column in the interactions that tells what was shown together, for `ImpressionNegatives`.
         rating_range: Lowest and highest rating allowed, such as [1, 5]; null to allow any finite number.
         positive_from: Ratings from here on have label 1, the others 0.
         user_categories: Category columns of the users table.
@@ -132,6 +145,7 @@ class Schema:
     rating: str | None = RATING
     timestamp: str | None = None
     split: str | None = None
+    impression: str | None = None
     rating_range: list[float] | None = None
     positive_from: float = 4.0
     user_categories: list[str] = field(default_factory=list)
@@ -154,33 +168,31 @@ class Schema:
         events = tables.interactions
         if len(events) == 0:
             check.add("the interactions table has no rows", where="interactions", fix="give it at least one row")
-        user_keys = check.ids(events, "interactions", self.user_id, "user_id")
-        item_keys = check.ids(events, "interactions", self.item_id, "item_id")
-        users = _made_of(user_keys, self.user_id) if tables.users is None else tables.users
-        items = _made_of(item_keys, self.item_id) if tables.items is None else tables.items
-        user_ids = check.unique_ids(users, "users", self.user_id, "user_id")
-        item_ids = check.unique_ids(items, "items", self.item_id, "item_id")
-        user = check.positions(user_keys, user_ids, "users", self.user_id)
-        item = check.positions(item_keys, item_ids, "items", self.item_id)
+        users, user_ids, user = self._side(check, tables.users, "users", events, self.user_id, "user_id")
+        items, item_ids, item = self._side(check, tables.items, "items", events, self.item_id, "item_id")
         users = check.features(users, "users", self.user_numbers, self.user_categories, self.category_separator)
         items = check.features(items, "items", self.item_numbers, self.item_categories, self.category_separator)
-        rating = check.ratings(events, self.rating, self.rating_range) if self.rating else None
+        unrated = np.full(len(events), np.nan, np.float32), np.ones(len(events), np.float32)
+        rated = check.ratings(events, self.rating, self.rating_range, self.positive_from) if self.rating else unrated
         timestamp = check.times(events, self.timestamp) if self.timestamp else None
         split = check.splits(events, self.split, PARTS) if self.split else None
+        impression = check.impressions(events, self.impression) if self.impression else None
         if check.problems:
             raise SchemaError(check.problems)
-        if rating is None:
-            rating = np.full(len(events), np.nan)
-            label = np.ones(len(events), np.float32)
-        else:
-            label = (rating >= self.positive_from).astype(np.float32)
-        return RecData(
-            users=users,
-            items=items,
-            user_ids=to_numpy(user_ids).astype(np.object_),
-            item_ids=to_numpy(item_ids).astype(np.object_),
-            interactions=Interactions(user, item, rating.astype(np.float32), label, timestamp, split),
-        )
+        assert rated is not None
+        return RecData(users, items, user_ids, item_ids, Interactions(user, item, *rated, timestamp, split, impression))
+
+    def _side(
+        self, check: Check, table: Dataset | None, which: str, events: Dataset, name: str, option: str
+    ) -> tuple[Dataset | None, NDArray[np.object_], NDArray[np.int32]]:
+        """Return the users (or items), their ids as strings, and the position of each event's."""
+        keys = check.ids(events, "interactions", name, option)
+        if table is None and keys is not None:
+            table = Dataset(pa.table({name: keys.drop_null().unique()}), fingerprint=generate_random_fingerprint())
+        ids = check.unique_ids(table, which, name, option)
+        positions = check.positions(keys, ids, which, name)
+        spelt = pa.array([]) if ids is None else ids.cast(pa.large_string())
+        return table, to_numpy(spelt).astype(np.object_, copy=False), positions
 
     def _check_options(self, check: Check) -> None:
         bounds = self.rating_range
@@ -204,10 +216,7 @@ class Schema:
                     allowed=f"{bounds[0]:g} to {bounds[1]:g} (schema.rating_range)",
                 )
             )
-        roles = [name for name in (self.user_id, self.item_id, self.rating, self.timestamp, self.split) if name]
+        names = (self.user_id, self.item_id, self.rating, self.timestamp, self.split, self.impression)
+        roles = [name for name in names if name]
         for name in sorted({name for name in roles if roles.count(name) > 1}):
             check.problems.append(ConfigError("one column has two roles", where="schema", found=f"{name!r} twice"))
-
-
-def _made_of(keys: pa.Array | None, name: str) -> Dataset | None:
-    return None if keys is None else Dataset(pa.table({name: keys.drop_null().unique()}))

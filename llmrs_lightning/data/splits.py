@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmrs_lightning.data.schema import PARTS, RecData
+from llmrs_lightning.data.schema import PARTS, RecData, hash_array
 from llmrs_lightning.data.splits_base import DROPPED, TEST, TRAIN, VAL, Parts, Splitter
 from llmrs_lightning.data.splits_cold import ColdBoth, ColdItems, ColdUsers, UserKFold
 from llmrs_lightning.data.splits_time import FewShot, LeaveKOut, LeaveLastOut, TemporalSplit
@@ -61,7 +61,8 @@ class RandomSplit(Splitter):
     def assign(self, data: RecData) -> NDArray[np.int8]:
         """Cut a random order of the rows at the shares, each cut rounded to the nearest row."""
         rows = len(data.interactions)
-        order = np.random.default_rng(self.seed).permutation(rows)
+        order = np.arange(rows, dtype=np.int32 if rows <= np.iinfo(np.int32).max else np.int64)
+        np.random.default_rng(self.seed).shuffle(order)
         cuts = np.rint(np.cumsum([self.train, self.val]) * rows).astype(np.int64)
         codes = np.empty(rows, np.int8)
         for code, chunk in zip((TRAIN, VAL, TEST), np.split(order, cuts), strict=True):
@@ -111,7 +112,7 @@ def fingerprint(parts: Mapping[str, NDArray[np.int64]]) -> str:
     digest = hashlib.sha256()
     for name in sorted(parts):
         digest.update(f"{name}:{len(parts[name])}:".encode())
-        digest.update(parts[name].astype("<i8").tobytes())
+        hash_array(digest, parts[name], "<i8")
     return digest.hexdigest()
 
 

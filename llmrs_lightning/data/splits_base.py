@@ -64,7 +64,7 @@ class Splitter(ABC):
             DataError: If train, val or test would be empty, or fusion where it was asked for.
         """
         codes = self._carve(self.assign(data))
-        parts = {name: np.flatnonzero(codes == code).astype(np.int64) for code, name in enumerate(PARTS)}
+        parts = {name: np.flatnonzero(codes == code).astype(np.int64, copy=False) for code, name in enumerate(PARTS)}
         empty = [name for name in PARTS if not len(parts[name]) and (name != "fusion" or self.fusion)]
         if empty:
             raise DataError(

@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from llmrs_lightning.data.order import counted
 from llmrs_lightning.data.schema import RecData
 from llmrs_lightning.data.splits_base import DROPPED, TEST, TRAIN, VAL, Splitter
 from llmrs_lightning.errors import ConfigError
+
+
+def _present(side: NDArray[np.int32], size: int) -> NDArray[np.int64]:
+    return np.flatnonzero(counted(side, size)).astype(np.int64, copy=False)
 
 
 class UserKFold(Splitter):
@@ -37,8 +42,8 @@ class UserKFold(Splitter):
 
     def assign(self, data: RecData) -> NDArray[np.int8]:
         """Deal a random order of the users that have rows."""
-        user = data.interactions.user
-        present = np.random.default_rng(self.seed).permutation(np.unique(user))
+        user: NDArray[np.int32] = data.interactions.user
+        present = np.random.default_rng(self.seed).permutation(_present(user, len(data.user_ids)))
         codes = np.full(len(data.user_ids), TRAIN, np.int8)
         codes[present[(self.fold + 1) % self.folds :: self.folds]] = VAL
         codes[present[self.fold :: self.folds]] = TEST
@@ -60,9 +65,9 @@ class _Cold(Splitter):
             )
         self.share = share
 
-    def _draw(self, present: NDArray[np.int64], size: int, *stream: int) -> NDArray[np.int8]:
-        """Give each user or item its part, (size,); `present` are those that have rows."""
-        order = np.random.default_rng([self.seed, *stream]).permutation(np.unique(present))
+    def _draw(self, side: NDArray[np.int32], size: int, *stream: int) -> NDArray[np.int8]:
+        """Give each user (or item) its part, (size,); `side` are those of the rows."""
+        order = np.random.default_rng([self.seed, *stream]).permutation(_present(side, size))
         count = round(self.share * len(order))
         codes = np.full(size, TRAIN, np.int8)
         codes[order[:count]] = TEST
@@ -89,7 +94,7 @@ class ColdItems(_Cold):
 
     def assign(self, data: RecData) -> NDArray[np.int8]:
         """Look the part of each row's item up."""
-        item = data.interactions.item
+        item: NDArray[np.int32] = data.interactions.item
         return self._draw(item, len(data.item_ids))[item]
 
 
@@ -109,7 +114,7 @@ class ColdUsers(_Cold):
 
     def assign(self, data: RecData) -> NDArray[np.int8]:
         """Look the part of each row's user up."""
-        user = data.interactions.user
+        user: NDArray[np.int32] = data.interactions.user
         return self._draw(user, len(data.user_ids))[user]
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import numpy as np
 from numpy.typing import NDArray
 
+from llmrs_lightning.data.order import by_user_and_time
 from llmrs_lightning.data.schema import RecData
 from llmrs_lightning.data.splits_base import DROPPED, TEST, TRAIN, VAL, Splitter
 from llmrs_lightning.errors import ConfigError
@@ -82,7 +83,10 @@ class TemporalSplit(Splitter):
         """
         times = _times(data, "TemporalSplit")
         val_from, test_from = self.boundaries(times)
-        return np.where(times >= test_from, TEST, np.where(times >= val_from, VAL, TRAIN)).astype(np.int8)
+        codes = np.full(len(times), TRAIN, np.int8)
+        codes[times >= val_from] = VAL
+        codes[times >= test_from] = TEST
+        return codes
 
     def boundaries(self, times: NDArray[np.int64]) -> tuple[int, int]:
         """Return the first second of val and the first of test, for timestamps (R,)."""
@@ -144,22 +148,27 @@ class LeaveKOut(Splitter):
         Raises:
             ConfigError: If the data have no timestamps.
         """
-        events, times, rows = data.interactions, _times(data, type(self).__name__), len(data.interactions)
-        order = np.lexsort((np.arange(rows), times, events.user))
-        user = events.user[order]
-        candidate = events.label[order] > 0 if self.positives_only else np.ones(rows, bool)
-        per_user = np.bincount(user, weights=candidate, minlength=len(data.user_ids)).astype(np.int64)
+        events, times = data.interactions, _times(data, type(self).__name__)
+        codes = np.empty(len(events), np.int8)
+        for rows in by_user_and_time(events.user, times, len(data.user_ids)):
+            candidate = events.label[rows] > 0 if self.positives_only else np.ones(len(rows), bool)
+            codes[rows] = self._codes(events.user[rows], candidate)
+        return codes
+
+    def _codes(self, user: NDArray[np.int32], candidate: NDArray[np.bool_]) -> NDArray[np.int8]:
+        """Part rows that are ordered by user and time, (R,) each."""
+        user, rows = user.astype(np.int64) - user[0], len(user)
+        per_user = np.bincount(user[candidate], minlength=user[-1] + 1)
         back = np.cumsum(per_user)[user] - np.cumsum(candidate)  # 0 for a user's last candidate, 1 for the one before
         splits = per_user[user] > 2 * self.k
         first_held = candidate & (back == 2 * self.k - 1)
-        position = np.full(len(data.user_ids), rows)
+        position = np.full(len(per_user), rows)
         position[user[first_held]] = np.flatnonzero(first_held)
-        codes = np.where(~splits | (np.arange(rows) < position[user]), TRAIN, DROPPED).astype(np.int8)
+        codes = np.full(rows, DROPPED, np.int8)
+        codes[~splits | (np.arange(rows) < position[user])] = TRAIN
         codes[splits & candidate & (back < 2 * self.k)] = VAL
         codes[splits & candidate & (back < self.k)] = TEST
-        answer = np.empty(rows, np.int8)
-        answer[order] = codes
-        return answer
+        return codes
 
     def _advice(self) -> str:
         kind = "positive rows" if self.positives_only else "rows"
@@ -209,13 +218,14 @@ class FewShot(Splitter):
         Raises:
             ConfigError: If the data have no timestamps.
         """
-        user, times, rows = data.interactions.user, _times(data, "FewShot"), len(data.interactions)
-        order = np.lexsort((np.arange(rows), times, user))
-        per_user = np.bincount(user, minlength=len(data.user_ids))
-        place = np.arange(rows) - (np.cumsum(per_user) - per_user)[user[order]]
-        ends = self.n + np.floor(self.val * (per_user - self.n).clip(min=0) + 1e-9).astype(np.int64)
-        codes = np.empty(rows, np.int8)
-        codes[order] = np.where(place < self.n, TRAIN, np.where(place < ends[user[order]], VAL, TEST))
+        user, times = data.interactions.user, _times(data, "FewShot")
+        codes = np.empty(len(user), np.int8)
+        for rows in by_user_and_time(user, times, len(data.user_ids)):
+            group = user[rows].astype(np.int64) - user[rows[0]]
+            per_user = np.bincount(group)
+            place = np.arange(len(rows)) - (np.cumsum(per_user) - per_user)[group]
+            ends = self.n + np.floor(self.val * (per_user - self.n).clip(min=0) + 1e-9).astype(np.int64)
+            codes[rows] = np.where(place < self.n, TRAIN, np.where(place < ends[group], VAL, TEST))
         return codes
 
     def _advice(self) -> str:

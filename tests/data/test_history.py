@@ -135,6 +135,20 @@ def test_files_give_back_what_they_got(tmp_path_factory, log):
     assert [entry.name for entry in folder.parent.iterdir()] == ["one"]
 
 
+@settings(max_examples=15)
+@given(log=logs())
+def test_written_to_files_block_by_block_it_is_the_same(tmp_path_factory, log):
+    data, rows = log
+    built, folder = History.build(data, rows), tmp_path_factory.mktemp("history") / "one"
+    for written in (History.write(data, rows[::-1], folder), History.write(data, rows, folder)):
+        for name in ("offsets", "items", "times", "ratings", "rows", "fingerprint"):
+            assert np.array_equal(getattr(written, name), getattr(built, name))
+            assert getattr(getattr(written, name), "dtype", None) == getattr(getattr(built, name), "dtype", None)
+    if len(rows):
+        with pytest.raises(DataError, match="other data or another split"):
+            History.write(data, rows[1:], folder)
+
+
 def test_bad_files_are_refused(tmp_path):
     data = make([0, 0], [1, 2], [1, 2])
     folder = tmp_path / "history"

@@ -1,3 +1,5 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -76,6 +78,18 @@ def test_the_order_depends_on_seed_and_epoch_alone(name):
     assert run(3, 1) != first
     assert run(2, 2) != first
     assert run(2, 3) != first
+
+
+@pytest.mark.parametrize("order", [InOrder(10**12, 8192), Shuffled(10**12, 8192)])
+def test_no_more_than_a_batch_is_in_memory(order):
+    batches = list(islice(order, 3))
+    assert [len(set(key.rows.tolist())) for key in batches] == [8192] * 3
+    assert len(order) == -(-(10**12) // 8192)
+
+
+def test_a_shuffled_batch_comes_from_everywhere():
+    rows = next(iter(Shuffled(1_000_000, 10_000))).rows
+    assert np.histogram(rows, 10, (0, 1_000_000))[0].tolist() == pytest.approx([1000] * 10, rel=0.2)
 
 
 def test_an_epoch_repeats_itself_however_often_it_is_read():

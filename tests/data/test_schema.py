@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Image, Value
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llmrs_lightning.data import checks
 from llmrs_lightning.data.schema import Schema, Tables
 from llmrs_lightning.errors import SchemaError
 
@@ -34,7 +35,7 @@ def test_arrays_point_into_the_tables():
     data = Schema().validate(tables())
     assert data.interactions.user.tolist() == [0, 1, 0]
     assert data.interactions.item.tolist() == [0, 1, 1]
-    assert data.interactions.user.dtype == data.interactions.item.dtype == np.int64
+    assert data.interactions.user.dtype == data.interactions.item.dtype == np.int32
     assert data.interactions.rating.tolist() == [5, 3, 4]
     assert data.interactions.label.tolist() == [1, 0, 1]
     assert data.interactions.rating.dtype == data.interactions.label.dtype == np.float32
@@ -71,6 +72,53 @@ def test_ids_of_any_type_are_compared_as_strings():
 def test_leading_zeros_are_part_of_the_id():
     message = the_problem(tables({"user_id": ["7", "b"]}, user_id=["007", "b", "7"]))
     assert "1 such ids in 1 row (row 1: '007')" in message
+
+
+@pytest.mark.parametrize(
+    ("spelt", "number"),
+    [("0", 0), ("-7", -7), (str(2**63 - 1), 2**63 - 1), (str(-(2**63)), -(2**63)), (str(2**64 - 1), 2**64 - 1)],
+)
+def test_integers_match_their_own_spelling(spelt, number):
+    kind = pa.uint64() if number >= 2**63 else pa.int64()
+    users = ["007", "-0", "+7", "7 ", str(2**63), "9" * 30, spelt]
+    data = Schema().validate(tables({"user_id": users}, user_id=pa.array([number] * 3, kind)))
+    assert data.interactions.user.tolist() == [6] * 3
+
+
+def test_integers_do_not_match_another_spelling():
+    message = the_problem(tables({"user_id": ["007", "-0"]}, user_id=[7, 0, 7]))
+    assert "2 such ids in 3 rows (row 1: '7', row 2: '0', row 3: '7')" in message
+
+
+def test_strings_match_the_spelling_of_integers():
+    data = Schema().validate(tables({"user_id": [7, 8]}, user_id=["8", "7", "8"]))
+    assert data.interactions.user.tolist() == [1, 0, 1]
+    assert data.user_ids.tolist() == ["7", "8"]
+    assert "row 2: '07'" in the_problem(tables({"user_id": [7, 8]}, user_id=["8", "07", "8"]))
+
+
+def test_columns_in_pieces_are_read_as_if_they_were_whole(monkeypatch):
+    monkeypatch.setattr(checks, "_PIECE", 2)
+    pieces = {
+        "user_id": pa.chunked_array([["a"], [], ["b", "a", "a", "b"]]),
+        "item_id": pa.chunked_array([["x", "y", "x"], ["q", "x"]]),
+        "rating": pa.chunked_array([[5.0, 3.0], [9.0, None, 4.0]]),
+        "time": pa.chunked_array([[1, 2, 3], [4, None]]),
+    }
+    events = Dataset(pa.table(pieces))
+    found = problems(Tables(tables().users, tables().items, events), timestamp="time", rating_range=[1, 5])
+    text = "\n".join(map(str, found))
+    for part in ("(row 4: 'q')", "(row 4: None)", "(row 3: 9.0)", "(row 5: None)"):
+        assert part in text
+    events = Dataset(pa.table({**pieces, "item_id": ["x"] * 5, "rating": [5, 3, 4, 1, 5], "time": [5, 4, 3, 2, 1]}))
+    read = Schema(timestamp="time").validate(Tables(None, None, events)).interactions
+    assert [read.user.tolist(), read.rating.tolist()] == [[0, 1, 0, 0, 1], [5, 3, 4, 1, 5]]
+    assert [read.label.tolist(), read.timestamp.tolist()] == [[1, 0, 1, 0, 1], [5, 4, 3, 2, 1]]
+
+
+def test_labels_are_told_before_ratings_are_rounded():
+    data = Schema(positive_from=3.3).validate(tables(rating=[3.3, 3.2, 3.4]))
+    assert data.interactions.label.tolist() == [1, 0, 1]
 
 
 def test_without_ratings_each_row_is_a_positive():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import mmap
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -16,12 +18,15 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 from datasets import Dataset
+from datasets.fingerprint import generate_random_fingerprint
 
+from llmrs_lightning.data.cache import cache_folder
 from llmrs_lightning.data.schema import Tables
 from llmrs_lightning.data.sources.base import Source
 from llmrs_lightning.errors import ConfigError, DataError, listing, suggestion
 
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
+_BATCH = 1 << 18
 _BLOCK = 16 << 20  # a row must fit into one block of the csv and json readers
 
 
@@ -30,8 +35,9 @@ class FileSource(Source):
 
     Files are told by their suffix: .csv, .tsv, .jsonl (or .json, one object a line), each also with .gz, and .parquet.
     Every csv and tsv column is read as a string and an empty cell as missing, so that ids keep their leading zeros; the
-    schema turns into numbers what has to be one, and reports what cannot. A saved folder is mapped, not read, so that
-    it may be larger than memory.
+    schema turns into numbers what has to be one, and reports what cannot. A saved folder is mapped, not read, and a
+    parquet file is decoded into a temporary file in the cache folder that is mapped, so that both may be larger than
+    memory.
 
     Args:
         interactions: Path, or hf://name[:config][@split] such as hf://org/data:reviews@train.
@@ -100,7 +106,8 @@ def read_table(path: str, option: str = "path", revision: str | None = None) -> 
         raise _damaged(file, option, error) from error
     if not table.column_names:
         raise DataError("the file has no columns", where=f"{option}: {path}")
-    return Dataset(table.replace_schema_metadata(None) if suffix != ".parquet" else table)
+    table = table if suffix == ".parquet" else table.replace_schema_metadata(None)
+    return Dataset(table, fingerprint=generate_random_fingerprint())  # any other would pickle the table to hash it
 
 
 def _open(path: Path) -> IO[str]:
@@ -163,6 +170,19 @@ def _check_line(line: str, number: int, kinds: dict[str, tuple[type, int]]) -> N
                 f"line {number}: {name!r} is a {_KINDS.get(kind, kind.__name__)}, "
                 f"on line {seen} a {_KINDS.get(first, first.__name__)}"
             )
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """Decode the file into a nameless Arrow file and map that: the table takes disk while it is used, not memory."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with pa.parquet.ParquetFile(path, memory_map=True) as file, tempfile.TemporaryFile(dir=folder) as decoded:
+        with pa.ipc.new_stream(decoded, file.schema_arrow) as writer:
+            for batch in file.iter_batches(_BATCH):
+                writer.write_batch(batch)
+        decoded.flush()
+        mapped = mmap.mmap(decoded.fileno(), 0, access=mmap.ACCESS_READ)
+    return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
 
 
 def _read_folder(path: Path, option: str) -> Dataset:
@@ -238,5 +258,5 @@ _READERS: dict[str, Callable[[Path], pa.Table]] = {
     ".tsv": lambda path: _read_delimited(path, "\t"),
     ".jsonl": _read_lines,
     ".json": _read_lines,
-    ".parquet": pa.parquet.read_table,
+    ".parquet": _read_parquet,
 }
