@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 import torch
+from datasets import Dataset
 
+from llmrs_lightning.data.checks import Check
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.schema import ITEM, LABEL, PARTS, RATING, USER
 from llmrs_lightning.data.sources.files import read_table
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.training.callbacks import make_callbacks
 from llmrs_lightning.training.config import RecCLI, build
@@ -237,7 +239,7 @@ def predict(args: Sequence[str]) -> None:
                 fix="take these rows out, or train on tables that hold them",
             )
         positions.append(place.to_numpy().astype("int64"))
-    loader = data.pair_loader(*positions)
+    loader = data.pair_loader(positions[0], positions[1], _moments(pairs, schema.timestamp))
     data.predict_dataloader = lambda: loader  # type: ignore[method-assign]
     batches = trainer.predict(cli.model, datamodule=data) or []
     rows = torch.cat([b["row"] for b in batches]) if batches else torch.zeros(0, dtype=torch.int64)
@@ -250,6 +252,17 @@ def predict(args: Sequence[str]) -> None:
             table = table.append_column(_free_name(column, table.column_names), pa.array(values.numpy()))
     _write(table, known.out)
     _say(f"{len(table):,} rows scored: {known.out}")
+
+
+def _moments(pairs: Dataset, name: str | None) -> Any:
+    """Read the moments of pairs that have some, (R,) seconds."""
+    if name is None or name not in pairs.column_names:
+        return None
+    check = Check()
+    times = check.times(pairs, name)
+    if check.problems:
+        raise SchemaError(check.problems)
+    return times
 
 
 def recommend(args: Sequence[str]) -> None:
@@ -326,8 +339,6 @@ def _write(table: pa.Table, path: str) -> None:
             elif path.endswith(".csv"):
                 pa.csv.write_csv(table, temporary)
             else:
-                from datasets import Dataset
-
                 Dataset(table).to_json(str(temporary))
     except (pa.ArrowException, OSError) as error:
         raise DataError(

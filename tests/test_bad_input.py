@@ -293,7 +293,7 @@ def test_options_of_the_command_line_are_held_to_the_same(config: Config, refuse
 
 
 def test_negatives_have_no_rating(config: Config, refuse: Refuse) -> None:
-    put(config, "data.negatives", 1.0)
+    put(config, "data.negatives", {"class_path": "BatchNegatives"})
     refuse.fit(put(config, "model.loss", {"class_path": "MeanSquaredError"}), "MeanSquaredError", "data.negatives")
 
 

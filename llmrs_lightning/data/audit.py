@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmrs_lightning.data.audit_content import copied_reviews, label_columns, titles
-from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.describe import moment
 from llmrs_lightning.data.history import ALLOWED, History
 from llmrs_lightning.data.schema import PARTS
@@ -48,7 +47,7 @@ class Finding:
     examples: list[str] = field(default_factory=list)
 
 
-def audit(data: RecDataModule, histories: Mapping[str, History] | None = None) -> list[Finding]:
+def audit(data: RecDataModule) -> list[Finding]:
     """Run every check on a data module.
 
     Which rows a held-out row may follow is `history.ALLOWED`: validation and fusion rows follow train, test rows follow
@@ -57,7 +56,6 @@ def audit(data: RecDataModule, histories: Mapping[str, History] | None = None) -
 
     Args:
         data: Source, schema, split and texts.
-        histories: The history that the rows of a part see, by part, where a model reads histories.
 
     Raises:
         LLMRSError: Whatever is wrong with data or options.
@@ -75,7 +73,7 @@ def audit(data: RecDataModule, histories: Mapping[str, History] | None = None) -
         _new(rows, "item"),
         _reviews(rows),
         _columns(rows),
-        *(_history(rows, part, history) for part, history in (histories or {}).items()),
+        *_histories(rows),
     ]
 
 
@@ -278,6 +276,12 @@ def _columns(rows: _Rows) -> Finding:
         return Finding(check, "ok", "no number column knows the held-out rows", 0, looked_at)
     what = "number columns that know more of the held-out rows than chance allows: they were computed from them"
     return Finding(check, "leak", what, len(told), looked_at, told)
+
+
+def _histories(rows: _Rows) -> list[Finding]:
+    parts = [part for part in PARTS if part in rows.module.parts]
+    histories = {part: rows.module.horizon(cast(Stage, part)).history for part in parts}
+    return [_history(rows, part, history) for part, history in histories.items() if history is not None]
 
 
 def _history(rows: _Rows, part: str, history: History) -> Finding:

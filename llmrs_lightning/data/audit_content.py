@@ -12,7 +12,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from llmrs_lightning.data.checks import column
-from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.datamodule import SEES, RecDataModule
 from llmrs_lightning.data.text import UNKNOWN, TextTemplate
 from llmrs_lightning.data.tokens import Ids
 
@@ -37,23 +37,23 @@ def copied_reviews(data: RecDataModule, held: Mask, train: Mask) -> Mask | str:
     Returns:
         Which rows, (R,), or why nothing could be looked for.
     """
-    if not (data.user_text or data.item_text):
+    if not (data.user_text or data.item_text or data.user_past or data.item_past):
         return "there are no templates"
-    events = data.source.load().interactions
+    events = data.events
     schema = data.schema
     roles = {schema.user_id, schema.item_id, schema.rating, schema.timestamp, schema.split}
     columns = {name: column(events, name) for name in events.column_names if name not in roles}
     columns = {name: values for name, values in columns.items() if pa.types.is_large_string(values.type)}
     if not columns or len(events) != len(held):
         return "the interactions have no text columns"
-    sides = [
-        (_texts(template, table), place)
-        for template, table, place in (
-            (data.user_text, data.data.users, data.data.interactions.user),
-            (data.item_text, data.data.items, data.data.interactions.item),
-        )
-        if template
-    ]
+    wording, pairs = data.write(remove_stop_words=False, allow_empty=True), data.data.interactions
+    texts = np.array(_plain(pa.array(wording.texts, pa.large_string())).to_pylist(), np.dtypes.StringDType())
+    seen_texts = {side: np.full(len(held), -1, np.int64) for side in wording.timelines[SEES["test"]]}
+    for part in ("val", "fusion", "test"):
+        rows = data.rows(part)
+        times = np.zeros(len(rows), np.int64) if pairs.timestamp is None else pairs.timestamp[rows]
+        for side, timeline in wording.timelines[SEES[part]].items():
+            seen_texts[side][rows] = timeline.at(getattr(pairs, side)[rows], times)
     found = np.zeros(len(held), bool)
     for values in columns.values():
         fragment = pc.utf8_slice_codeunits(_plain(values), 0, _LONGEST)
@@ -62,8 +62,8 @@ def copied_reviews(data: RecDataModule, held: Mask, train: Mask) -> Mask | str:
         rows = np.flatnonzero(np.asarray(pc.fill_null(pc.and_(telling, pc.invert(known)), False)))
         for chunk in np.split(rows, range(_CHUNK, len(rows), _CHUNK)):
             needles = np.array(fragment.take(pa.array(chunk)).to_pylist(), np.dtypes.StringDType())
-            for texts, place in sides:
-                found[chunk] |= np.strings.find(texts[place[chunk]], needles) >= 0
+            for number in seen_texts.values():
+                found[chunk] |= np.strings.find(texts[number[chunk]], needles) >= 0
     return found
 
 

@@ -105,20 +105,16 @@ class TextAugmentation:
         index = np.arange(size.sum()) + np.repeat(start[content] - (np.cumsum(size) - size), size)
         return tokens[index], np.bincount(np.repeat(row[content], size), minlength=len(lengths))
 
-    def fields_lost(self, texts: Ids, num_fields: int, seeds: Sequence[int]) -> Ids:
+    def fields_lost(self, texts: Ids, num_fields: Ids, seeds: Sequence[int]) -> Ids:
         """Return which field each text loses, (T,): its number, or -1 for none.
-
-        A text keeps its field where the template has but one.
 
         Args:
             texts: (T,) text numbers.
-            num_fields: How many fields the template has.
+            num_fields: (T,) how many fields each text may lose.
             seeds: What the draw depends on beside the text.
         """
-        if num_fields < 2:
-            return np.full(len(texts), -1)
-        loses = uniform([*seeds, _LOSES_FIELD], texts) < self.field_dropout
-        return np.where(loses, _below(num_fields, uniform([*seeds, _FIELD], texts)), -1)
+        loses = (uniform([*seeds, _LOSES_FIELD], texts) < self.field_dropout) & (num_fields > 0)
+        return np.where(loses, _below(np.maximum(num_fields, 1), uniform([*seeds, _FIELD], texts)), -1)
 
     def _in_span(self, row: Ids, texts: Ids, seeds: Sequence[int]) -> Mask:
         count, rank = _ranks(row, len(texts))

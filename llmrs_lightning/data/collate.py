@@ -2,111 +2,203 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from llmrs_lightning.data.pairs import BatchNegatives, Pairs
+from llmrs_lightning.data.augment import TextAugmentation
+from llmrs_lightning.data.history import History
+from llmrs_lightning.data.movable import Movable
+from llmrs_lightning.data.negatives import Negatives
+from llmrs_lightning.data.pairs import Pairs
+from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.samplers import BatchKey
+from llmrs_lightning.data.timeline import Timeline
 from llmrs_lightning.data.tokens import Ids, TextBatch, TokenStore
 
 
 @dataclass
-class RecBatch:
+class PastBatch(Movable):
+    """What users did before, (B, L) each, oldest first, padding behind; see `history.Past`.
+
+    Args:
+        items: Item positions, int64; -1 for padding.
+        ratings: float32; NaN where the data have none, 0 for padding.
+        ages: Seconds from the event to the moment of the row, int64; 0 for padding.
+        mask: Whether there is an event, bool.
+    """
+
+    items: Tensor
+    ratings: Tensor
+    ages: Tensor
+    mask: Tensor
+
+
+@dataclass
+class SideBatch(Movable):
+    """The users (or the items) of a batch, as the data know them.
+
+    Args:
+        position: (B,) position in the table, -1 for an unknown one.
+        text: (B,) index into `text_ids` and `texts`; None where the model reads no text.
+        text_ids: (U,) numbers of the batch's distinct texts in the token store.
+        texts: Each distinct text once.
+        past: What users did before; None for items, and where no history is asked for.
+    """
+
+    position: Tensor
+    text: Tensor | None = None
+    text_ids: Tensor | None = None
+    texts: TextBatch | None = None
+    past: PastBatch | None = None
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+
+@dataclass
+class RecBatch(Movable):
     """One batch of user-item pairs.
 
     Args:
         rows: (B,) row number of each pair in its table, -1 for a pair drawn as a negative.
-        user: (B,) position in the users table, -1 for an unknown user.
-        item: (B,) position in the items table, -1 for an unknown item.
+        user: The users of the pairs.
+        item: Their items.
         label: (B,) float32, 1 for a positive pair; NaN where it is not known.
         rating: (B,) float32; NaN where it is not known.
-        user_text: (B,) index into `user_texts`; None where the model reads no text.
-        item_text: (B,) index into `item_texts`.
-        user_texts: Each distinct user text of the batch once.
-        item_texts: Each distinct item text of the batch once.
-        user_text_ids: (U,) numbers of `user_texts` in the token store.
-        item_text_ids: (U,) numbers of `item_texts` in the token store.
+        source: (B,) for a drawn pair the place in this batch of the row that it belongs to, for a row its own place.
+        log_q: (B,) float32 logQ correction of the item, which training subtracts from the scores; None for none.
         global_rows: Rows of this batch over all processes; the loss is a mean over these.
     """
 
     rows: Tensor
-    user: Tensor
-    item: Tensor
+    user: SideBatch
+    item: SideBatch
     label: Tensor
     rating: Tensor
-    user_text: Tensor | None = None
-    item_text: Tensor | None = None
-    user_texts: TextBatch | None = None
-    item_texts: TextBatch | None = None
-    user_text_ids: Tensor | None = None
-    item_text_ids: Tensor | None = None
+    source: Tensor
+    log_q: Tensor | None = None
     global_rows: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RecBatch:
-        """Move every tensor to `device`."""
-        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> RecBatch:
-        """Pin every tensor, so that copies to an accelerator can overlap with compute."""
-        return self._map(lambda value: value.pin_memory())
-
-    def _map(self, function: Any) -> RecBatch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return RecBatch(**{k: function(v) if isinstance(v, Tensor | TextBatch) else v for k, v in values.items()})
-
 
 @dataclass(frozen=True)
 class Texts:
-    """The tokens of a data set.
+    """The tokens of a data set, and who has which text when.
 
     Args:
         store: Distinct texts of users and items, tokenised.
-        user: (users,) text number of each user.
-        item: (items,) text number of each item.
+        user: Text numbers of the users.
+        item: Text numbers of the items.
+        without: (T, F) numbers of each text without one of its fields; see `Wording`.
     """
 
     store: TokenStore
-    user: Ids
-    item: Ids
+    user: Timeline
+    item: Timeline
+    without: Ids | None = None
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """What may be seen of the past by the rows of a part.
+
+    Args:
+        now: Seconds; the moment of a row that has none, right behind the last event that may be seen.
+        texts: None for a model without text.
+        history: The users' events; None where no history is asked for.
+        limit: Events of a history that a row carries, the latest ones.
+        augmentation: Varies the texts of training batches; None elsewhere.
+    """
+
+    now: int = 0
+    texts: Texts | None = None
+    history: History | None = None
+    limit: int = 0
+    augmentation: TextAugmentation | None = None
+
+    def side(
+        self,
+        name: SideName,
+        position: Ids,
+        time: Ids | None = None,
+        draw: tuple[int, ...] = (),
+        tokens: bool = True,
+    ) -> SideBatch:
+        """Look up what is known of users (or items).
+
+        Args:
+            name: Which side.
+            position: (B,) positions in the table.
+            time: (B,) seconds; None for now.
+            draw: Seeds of the augmentation.
+            tokens: Whether to give the tokens of the texts beside their numbers.
+        """
+        batch = SideBatch(torch.from_numpy(position))
+        if time is None:
+            time = np.full(len(position), self.now)
+        if self.texts is not None:
+            ids, index = np.unique(getattr(self.texts, name).at(position, time), return_inverse=True)
+            batch.text, batch.text_ids = torch.from_numpy(index), torch.from_numpy(ids)
+            if tokens:
+                varied = self._without_a_field(ids, draw)
+                batch.texts = self.texts.store.batch(varied, augmentation=self.augmentation, seeds=draw)
+        if self.history is not None and name == "user":
+            past = self.history.before(position, time, self.limit)
+            batch.past = PastBatch(*map(torch.from_numpy, past))
+        return batch
+
+    def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:
+        if self.augmentation is None or self.texts is None or self.texts.without is None:
+            return ids
+        without = self.texts.without[ids]
+        lost = self.augmentation.fields_lost(ids, (without >= 0).sum(1), draw)
+        return np.where(lost >= 0, without[np.arange(len(ids)), lost], ids)
 
 
 class PairDataset(torch.utils.data.Dataset[RecBatch]):
-    """Pairs read a whole batch at a time: `dataset[rows]` is a `RecBatch`.
+    """Pairs read a whole batch at a time: `dataset[key]` is a `RecBatch`.
 
     Args:
         pairs: The pairs.
-        texts: Their texts; None for a model without text.
-        negatives: Draws unobserved pairs into each batch; None for none.
+        horizon: What their users may have seen.
+        negatives: Draws pairs into each batch, built for `pairs`, and says which rows make an epoch; None for none.
     """
 
-    def __init__(self, pairs: Pairs, texts: Texts | None = None, negatives: BatchNegatives | None = None) -> None:
-        self.pairs, self.texts, self.negatives = pairs, texts, negatives
+    def __init__(self, pairs: Pairs, horizon: Horizon | None = None, negatives: Negatives | None = None) -> None:
+        self.pairs, self.horizon, self.negatives = pairs, horizon or Horizon(), negatives
+        self.visited = None if negatives is None else negatives.visited()
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.pairs if self.visited is None else self.visited)
 
     def __getitem__(self, key: BatchKey) -> RecBatch:
         """Return this process's piece of the batch `key`, and the negatives that belong to it."""
-        rows, pairs = key.mine(key.rows), self.pairs.take(key.mine(key.rows))
-        global_rows = len(key.rows)
+        whole = key.rows if self.visited is None else self.visited[key.rows]
+        rows = key.mine(whole)
+        pairs, source, log_q = self.pairs.take(rows), np.arange(len(rows)), None
+        global_rows = len(whole)
         if self.negatives is not None:
-            drawn = self.negatives.draw(self.pairs.take(key.rows), key.draw)
-            global_rows += len(drawn)
-            mine = drawn.take(key.mine(np.arange(len(drawn))))
-            rows, pairs = np.concatenate([rows, np.full(len(mine), -1)]), pairs.join(mine)
-        columns: dict[str, Any] = {name: torch.from_numpy(values) for name, values in vars(pairs).items()}
-        batch = RecBatch(torch.from_numpy(rows), **columns, global_rows=global_rows)
-        if self.texts is not None:
-            for side, index, numbers in (("user", pairs.user, self.texts.user), ("item", pairs.item, self.texts.item)):
-                ids, inverse = np.unique(numbers[index], return_inverse=True)
-                setattr(batch, f"{side}_text", torch.from_numpy(inverse))
-                setattr(batch, f"{side}_text_ids", torch.from_numpy(ids))
-                setattr(batch, f"{side}_texts", self.texts.store.batch(ids))
-        return batch
+            drawn = self.negatives.draw(self.pairs.take(whole), whole, key.draw)
+            global_rows += len(drawn.source)
+            place = key.mine(np.arange(len(whole)))
+            first = int(place[0]) if len(place) else 0
+            mine = np.flatnonzero((drawn.source >= first) & (drawn.source < first + len(place)))
+            rows = np.concatenate([rows, np.full(len(mine), -1)])
+            pairs, source = pairs.join(drawn.pairs.take(mine)), np.concatenate([source, drawn.source[mine] - first])
+            if self.negatives.log_q is not None:
+                log_q = torch.from_numpy(self.negatives.log_q[pairs.item])
+        return RecBatch(
+            torch.from_numpy(rows),
+            self.horizon.side("user", pairs.user, pairs.time, key.draw),
+            self.horizon.side("item", pairs.item, pairs.time, key.draw),
+            torch.from_numpy(pairs.label),
+            torch.from_numpy(pairs.rating),
+            torch.from_numpy(source),
+            log_q,
+            global_rows,
+        )

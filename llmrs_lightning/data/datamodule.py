@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Literal
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from llmrs_lightning.data.collate import PairDataset, RecBatch, Texts
-from llmrs_lightning.data.pairs import BatchNegatives, Pairs
+from llmrs_lightning.data.augment import TextAugmentation
+from llmrs_lightning.data.cache import cache_folder
+from llmrs_lightning.data.collate import Horizon, PairDataset, RecBatch, SideBatch, Texts
+from llmrs_lightning.data.history import ALLOWED, History
+from llmrs_lightning.data.history import fingerprint as history_fingerprint
+from llmrs_lightning.data.negatives import Negatives
+from llmrs_lightning.data.pairs import Pairs
+from llmrs_lightning.data.past import PastText, SideName
 from llmrs_lightning.data.ranking import RankingDataset
 from llmrs_lightning.data.samplers import BatchOrder, Blocks, InOrder, Shuffled
-from llmrs_lightning.data.schema import RecData, Schema
+from llmrs_lightning.data.schema import PARTS, RecData, Schema
 from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.data.sources import Source
 from llmrs_lightning.data.spec import DataSpec, Targets
 from llmrs_lightning.data.splits import Parts, RandomSplit, Splitter, fingerprint
 from llmrs_lightning.data.text import TextTemplate
-from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
+from llmrs_lightning.data.tokens import Ids, TokenStore
+from llmrs_lightning.data.wording import Seen, SideText, Wording
 from llmrs_lightning.errors import ConfigError
 
+Stage = Literal["train", "val", "fusion", "test", "now"]
+#: parts that a stage may see; `now`, a list for today, sees everything
+SEES: dict[str, Seen] = {**ALLOWED, "now": PARTS}
 _RANKED_CELLS = 2**22
 
 
@@ -40,8 +52,12 @@ class RecDataModule(pl.LightningDataModule):
         eval_batch_size: Rows a step in validation, test and prediction.
         sampler: `shuffled` draws rows at random; `blocks` draws rows that share users and items, so that a batch holds
             few distinct texts.
-        negatives: Unobserved pairs a training row, drawn from the users and items of its batch with label 0; they teach
-            a model to rank the whole catalogue. 0 learns from the observed labels alone, and ratings need 0.
+        negatives: Pairs drawn into each training batch, which teach a model to rank the whole catalogue; null learns
+            from the observed labels alone, and losses on ratings need that.
+        user_past: Text out of what a user did before, behind `user_text`; null for none.
+        item_past: Text out of what was written of an item before, behind `item_text`; null for none.
+        history: Events of a user's past that a row carries, the latest ones; 0 for none.
+        augmentation: Varies the texts of training batches; null for none.
         num_workers: Worker processes of each loader.
         seed: Seed of batch order and negatives; the command line takes `seed_everything` for null.
         cache_dir: Where tokens are kept; null for $LLMRS_CACHE or ~/.cache/llmrs_lightning.
@@ -59,13 +75,17 @@ class RecDataModule(pl.LightningDataModule):
         batch_size: int = 2048,
         eval_batch_size: int = 8192,
         sampler: Literal["shuffled", "blocks"] = "shuffled",
-        negatives: float = 0.0,
+        negatives: Negatives | None = None,
+        user_past: PastText | None = None,
+        item_past: PastText | None = None,
+        history: int = 0,
+        augmentation: TextAugmentation | None = None,
         num_workers: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if tokenizer and not (user_text and item_text):
+        if tokenizer and not ((user_text or user_past) and (item_text or item_past)):
             raise ConfigError(
                 "the model reads text, and the data have no template for it",
                 where="data.user_text and data.item_text",
@@ -75,15 +95,18 @@ class RecDataModule(pl.LightningDataModule):
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
                 raise ConfigError("a batch has at least one row", where=f"data.{name}", found=str(size))
-        if negatives < 0:
-            raise ConfigError("negatives are drawn a training row", where="data.negatives", found=str(negatives))
+        if history < 0:
+            raise ConfigError("a history has no fewer events than none", where="data.history", found=str(history))
         self.source, self.schema, self.splitter = source, schema or Schema(), splitter or RandomSplit()
         self.user_text, self.item_text = user_text, item_text
         self.tokenizer, self.max_length, self.cache_dir = tokenizer, max_length, cache_dir
         self.batch_size, self.eval_batch_size, self.sampler = batch_size, eval_batch_size, sampler
-        self.negatives, self.num_workers, self.seed = negatives, num_workers, seed or 0
+        self.user_past, self.item_past, self.history = user_past, item_past, history
+        self.negatives, self.augmentation = negatives, augmentation
+        self.num_workers, self.seed = num_workers, seed or 0
         self.ranking = True
         self._ready = False
+        self._horizons: dict[Seen, Horizon] = {}
 
     def prepare_data(self) -> None:
         """Download and tokenise once a machine, so that other processes find the caches."""
@@ -97,18 +120,28 @@ class RecDataModule(pl.LightningDataModule):
         """
         if self._ready:
             return
-        self.data: RecData = self.schema.validate(self.source.load())
+        tables = self.source.load()
+        self.events = tables.interactions
+        self.data: RecData = self.schema.validate(tables)
         self.parts: Parts = self.splitter.split(self.data)
         schema = self.schema
         train = self.pairs("train")
+        if self.negatives is not None:
+            shown = self.data.interactions.impression
+            impression = None if shown is None else shown[self.parts["train"]]
+            self.negatives.build(train, len(self.data.items), self.batch_size, impression)
         self.spec = DataSpec(
             SideTable.build(self.data.users, schema.user_categories, schema.user_numbers),
             SideTable.build(self.data.items, schema.item_categories, schema.item_numbers),
             Targets.of(train, schema.positive_from),
             train,
-            self._texts(),
-            has_negatives=self.negatives > 0,
+            self._store,
+            has_negatives=self.negatives is not None and not self.negatives.rated,
+            has_history=self.history > 0,
+            augments_texts=self.augmentation is not None,
         )
+        for stage in ("train", "test"):
+            self.horizon(cast(Stage, stage))  # now, so that what is wrong is said before training
         self._ready = True
 
     @property
@@ -116,17 +149,60 @@ class RecDataModule(pl.LightningDataModule):
         """Hashes of the interactions, the split's rows, the behaviour columns, and texts and tokeniser."""
         sides = hashlib.sha256(self.spec.users.content() + self.spec.items.content()).hexdigest()
         prints = {"interactions": self.data.fingerprint, "split rows": fingerprint(self.parts), "columns": sides}
-        return prints | ({"texts": self.spec.texts.store.fingerprint} if self.spec.texts else {})
+        return prints | ({"texts": self.spec.texts.fingerprint} if self.spec.texts else {})
 
-    def _texts(self) -> Texts | None:
+    def write(self, **options: Any) -> Wording:
+        """Write the texts of all users and items; `options` replace those of the templates."""
+        sides: dict[SideName, SideText] = {
+            "user": SideText(self.user_text and replace(self.user_text, **options), self.user_past),
+            "item": SideText(self.item_text and replace(self.item_text, **options), self.item_past),
+        }
+        return Wording.make(
+            self.data,
+            self.events,
+            {side: how for side, how in sides.items() if how.template or how.past},
+            {seen: self.rows(*seen) for seen in dict.fromkeys(SEES.values())},
+            lose_fields=self.augmentation is not None and self.augmentation.field_dropout > 0,
+        )
+
+    @cached_property
+    def wording(self) -> Wording:
+        """The texts of all users and items."""
+        return self.write()
+
+    @cached_property
+    def _store(self) -> TokenStore | None:
         if not self.tokenizer:
             return None
-        assert self.user_text
-        assert self.item_text
-        users, items = self.user_text.render(self.data.users), self.item_text.render(self.data.items)
-        texts, index = distinct([*users, *items])
-        store = TokenStore.build(texts, self.tokenizer, self.max_length, self.cache_dir)
-        return Texts(store, index[: len(users)], index[len(users) :])
+        return TokenStore.build(self.wording.texts, self.tokenizer, self.max_length, self.cache_dir)
+
+    def horizon(self, stage: Stage) -> Horizon:
+        """Return what the rows of `stage` may see; `now` sees all there is."""
+        seen = SEES[stage]
+        if seen not in self._horizons:
+            rows, times, texts = self.rows(*seen), self.data.interactions.timestamp, None
+            if self._store is not None:
+                sides = self.wording.timelines[seen]
+                texts = Texts(self._store, sides["user"], sides["item"], self.wording.without)
+            self._horizons[seen] = Horizon(
+                0 if times is None else int(times[rows].max()) + 1,
+                texts,
+                self._past(rows) if self.history else None,
+                self.history,
+            )
+        return self._horizons[seen]
+
+    def _past(self, rows: Ids) -> History:
+        wanted = history_fingerprint(self.data, rows)
+        folder = cache_folder(self.cache_dir) / "histories" / wanted[:32]
+        if not folder.is_dir():
+            History.build(self.data, rows).save(folder)
+        return History.open(folder, wanted)
+
+    def everyone(self, side: SideName, stage: Stage) -> SideBatch:
+        """Return all users (or items), as they are seen at the end of what `stage` may see."""
+        table = self.data.users if side == "user" else self.data.items
+        return self.horizon(stage).side(side, np.arange(len(table)), tokens=False)
 
     def rows(self, *parts: str) -> Ids:
         """Return the row ids of these parts together, in order."""
@@ -134,23 +210,30 @@ class RecDataModule(pl.LightningDataModule):
 
     def pairs(self, *parts: str) -> Pairs:
         """Return the pairs of these parts, in the order of `rows`."""
-        events = self.data.interactions
-        return Pairs(events.user, events.item, events.label, events.rating).take(self.rows(*parts))
+        events, rows = self.data.interactions, self.rows(*parts)
+        return Pairs(
+            events.user[rows].astype(np.int64),
+            events.item[rows].astype(np.int64),
+            events.label[rows],
+            events.rating[rows],
+            np.zeros(len(rows), np.int64) if events.timestamp is None else events.timestamp[rows],
+        )
 
     def seen(self, stage: Literal["val", "test"]) -> Pairs:
         """Return the pairs that take no rank at `stage`: all that came before it in train, val, fusion, test."""
-        return self.pairs(*(("train",) if stage == "val" else ("train", "val", "fusion")))
+        return self.pairs(*SEES[stage])
 
     def train_dataloader(self) -> DataLoader[RecBatch]:
         """Return batches of training pairs."""
         train = self.spec.train
+        dataset = PairDataset(train, replace(self.horizon("train"), augmentation=self.augmentation), self.negatives)
         order: BatchOrder
         if self.sampler == "blocks":
-            order = Blocks(train.user, train.item, self.batch_size, self.seed)
+            visited = train if dataset.visited is None else train.take(dataset.visited)
+            order = Blocks(visited.user, visited.item, self.batch_size, self.seed)
         else:
-            order = Shuffled(len(train), self.batch_size, self.seed)
-        negatives = BatchNegatives(train, len(self.data.items), self.negatives) if self.negatives else None
-        return self._loader(PairDataset(train, self.spec.texts, negatives), order)
+            order = Shuffled(len(dataset), self.batch_size, self.seed)
+        return self._loader(dataset, order)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Return the validation pairs, then the users to rank."""
@@ -160,19 +243,26 @@ class RecDataModule(pl.LightningDataModule):
         """Return the test pairs, then the users to rank."""
         return self._evaluation("test")
 
-    def pair_loader(self, user: Ids, item: Ids) -> DataLoader[RecBatch]:
-        """Return a loader over unlabelled pairs, (R,) positions each, for prediction."""
-        pairs = Pairs.unlabelled(user, item)
-        return self._loader(PairDataset(pairs, self.spec.texts), InOrder(len(pairs), self.eval_batch_size))
+    def pair_loader(self, user: Ids, item: Ids, time: Ids | None = None) -> DataLoader[RecBatch]:
+        """Return a loader over unlabelled pairs for prediction, which see what test rows may see.
+
+        Args:
+            user: (R,) positions in the users table.
+            item: (R,) positions in the items table.
+            time: (R,) seconds; None for the moment after all that may be seen.
+        """
+        horizon = self.horizon("test")
+        pairs = Pairs.unlabelled(user, item, np.full(len(user), horizon.now) if time is None else time)
+        return self._loader(PairDataset(pairs, horizon), InOrder(len(pairs), self.eval_batch_size))
 
     def _evaluation(self, stage: Literal["val", "test"]) -> list[DataLoader[Any]]:
-        target = self.pairs(stage)
+        target, horizon = self.pairs(stage), self.horizon(stage)
         loaders: list[DataLoader[Any]] = [
-            self._loader(PairDataset(target, self.spec.texts), InOrder(len(target), self.eval_batch_size))
+            self._loader(PairDataset(target, horizon), InOrder(len(target), self.eval_batch_size))
         ]
         if self.ranking:
             num_users, num_items = len(self.data.users), len(self.data.items)
-            ranked = RankingDataset(self.seen(stage), target, num_users, num_items)
+            ranked = RankingDataset(self.seen(stage), target, num_users, num_items, horizon)
             users_a_batch = max(_RANKED_CELLS // max(num_items, 1), 1)
             loaders.append(self._loader(ranked, InOrder(len(ranked), users_a_batch)))
         return loaders

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.datamodule import SEES, RecDataModule
 from llmrs_lightning.data.schema import PARTS, Interactions
-from llmrs_lightning.data.text import UNKNOWN, TextTemplate
-from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
+from llmrs_lightning.data.text import UNKNOWN
+from llmrs_lightning.data.tokens import Ids, TokenStore
 
 PERCENTILES = (50, 90, 99)
 _LONGEST = 8192  # some tokenisers name no limit of their own
@@ -26,9 +25,10 @@ def describe(data: RecDataModule) -> dict[str, Any]:
         there are timestamps).
         `left_out`: rows in no part.
         `users` and `items`: rows of the tables, whether they have interactions or not.
-        `texts`: by side that has a template: `texts` (distinct ones), `coverage` (share of rows with a text that is not
-        empty), and with a tokeniser `tokens` (percentiles by name, and the `longest`; of the uncut texts, special
-        tokens included) and `cut` (share of rows whose text is longer than `max_length`).
+        `texts`: by side that has a text: `texts` (distinct ones), `coverage` (share of the users or items whose text is
+        not empty; where texts change with time, each counts with all of its texts), and with a tokeniser `tokens`
+        (percentiles by name, and the `longest`; of the uncut texts, special tokens included) and `cut` (share of texts
+        longer than `max_length`).
         `fingerprints`: those of the data module.
 
     Raises:
@@ -44,14 +44,7 @@ def describe(data: RecDataModule) -> dict[str, Any]:
         "left_out": len(events) - len(rows["all"]),
         "users": len(data.data.users),
         "items": len(data.data.items),
-        "texts": {
-            side: _texts(data, template, table)
-            for side, template, table in (
-                ("user", data.user_text, data.data.users),
-                ("item", data.item_text, data.data.items),
-            )
-            if template is not None
-        },
+        "texts": _texts(data) if data.user_text or data.item_text or data.user_past or data.item_past else {},
         "fingerprints": data.fingerprints,
     }
 
@@ -79,19 +72,25 @@ def _part(events: Interactions, rows: Ids, known_users: Any, known_items: Any) -
     return answer
 
 
-def _texts(data: RecDataModule, template: TextTemplate, table: Any) -> dict[str, Any]:
-    texts, index = distinct(replace(template, allow_empty=True).render(table))
-    empty = np.array([text == UNKNOWN for text in texts])
-    answer: dict[str, Any] = {"texts": len(texts), "coverage": float((~empty[index]).mean())}
+def _texts(data: RecDataModule) -> dict[str, dict[str, Any]]:
+    wording = data.write(allow_empty=True)
+    empty = np.array([text == UNKNOWN for text in wording.texts])
+    lengths = None
     if data.tokenizer:
         from llmrs_lightning.pretrained import load_tokenizer
 
         limit = int(min(load_tokenizer(data.tokenizer).model_max_length, _LONGEST))
-        lengths = TokenStore.build(texts, data.tokenizer, limit, data.cache_dir).lengths[index]
-        marks = np.percentile(lengths, PERCENTILES, method="inverted_cdf")
-        answer["tokens"] = {str(p): int(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}
-        answer["tokens"]["longest"] = int(lengths.max())
-        answer["cut"] = float((lengths > data.max_length).mean())
+        lengths = TokenStore.build(wording.texts, data.tokenizer, limit, data.cache_dir).lengths
+    answer: dict[str, dict[str, Any]] = {}
+    for side, timeline in wording.timelines[SEES["test"]].items():
+        number = timeline.number
+        answer[side] = {"texts": len(np.unique(number)), "coverage": float((~empty[number]).mean())}
+        if lengths is not None:
+            long = lengths[number]
+            marks = np.percentile(long, PERCENTILES, method="inverted_cdf")
+            answer[side]["tokens"] = {str(p): int(mark) for p, mark in zip(PERCENTILES, marks, strict=True)}
+            answer[side]["tokens"]["longest"] = int(long.max())
+            answer[side]["cut"] = float((long > data.max_length).mean())
     return answer
 
 

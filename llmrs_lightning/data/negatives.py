@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -105,6 +105,8 @@ class Negatives(ABC):
     """
 
     log_q: Floats | None = None
+    #: whether what is drawn has a rating of its own
+    rated: ClassVar[bool] = False
 
     def __init__(self, ratio: float = 1.0, correct: bool = False) -> None:
         self.ratio, self.correct = ratio, correct
@@ -124,9 +126,9 @@ class Negatives(ABC):
         """
         self.num_items, self.num_rows = num_items, len(train)
 
-    def visited(self) -> Ids:
-        """Return the rows of `train` that make an epoch, ascending."""
-        return np.arange(self.num_rows)
+    def visited(self) -> Ids | None:
+        """Return the rows of `train` that make an epoch, ascending; None for all."""
+        return None
 
     @abstractmethod
     def draw(self, batch: Pairs, rows: Ids, seeds: Sequence[int]) -> Drawn:
@@ -287,6 +289,8 @@ class ImpressionNegatives(Negatives):
         ratio: Non-clicks taken a click.
     """
 
+    rated = True
+
     def __init__(self, ratio: float = 4.0) -> None:
         super().__init__(ratio)
 
@@ -310,7 +314,7 @@ class ImpressionNegatives(Negatives):
         step = (np.diff(impression[order]) != 0) | (np.diff(train.user[order]) != 0)
         self.group = np.zeros(len(train), np.int64)
         self.group[order[1:]] = np.cumsum(step)
-        clicks = self.visited()
+        self.clicks = clicks = np.flatnonzero(train.label > 0)
         clicked = Cells.build(self.group[clicks], train.item[clicks], num_items)
         shown = np.flatnonzero((train.label == 0) & (impression >= 0))
         shown = shown[~clicked.holds(self.group[shown], train.item[shown])]
@@ -320,7 +324,7 @@ class ImpressionNegatives(Negatives):
 
     def visited(self) -> Ids:
         """Return the rows with label 1."""
-        return np.flatnonzero(self.train.label > 0)
+        return self.clicks
 
     def draw(self, batch: Pairs, rows: Ids, seeds: Sequence[int]) -> Drawn:
         """Take non-clicks for the clicks of a batch."""

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from llmrs_lightning.data.collate import Horizon, SideBatch
+from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.samplers import BatchKey
 from llmrs_lightning.data.tokens import Ids
@@ -45,26 +47,18 @@ class ItemLists:
 
 
 @dataclass
-class RankingBatch:
+class RankingBatch(Movable):
     """Some users, each to be ranked against the whole catalogue.
 
     Args:
-        user: (U,) positions in the users table.
+        user: The users, U of them, as they are before the first item that is to be found.
         relevant: (U, N) bool, the items to be found.
         candidates: (U, N) bool, the items that take a rank: all but those seen before.
     """
 
-    user: Tensor
+    user: SideBatch
     relevant: Tensor
     candidates: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> RankingBatch:
-        """Move every tensor to `device`."""
-        return RankingBatch(*(t.to(device, non_blocking=non_blocking) for t in vars(self).values()))
-
-    def pin_memory(self) -> RankingBatch:
-        """Pin every tensor."""
-        return RankingBatch(*(t.pin_memory() for t in vars(self).values()))
 
 
 class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
@@ -75,14 +69,19 @@ class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
         target: Pairs whose positive items are to be found.
         num_users: Users in all.
         num_items: Items in all.
+        horizon: What the users may have seen.
     """
 
-    def __init__(self, seen: Pairs, target: Pairs, num_users: int, num_items: int) -> None:
-        positive = target.label > 0
-        self.num_items = num_items
-        self.users = np.unique(target.user[positive])
+    def __init__(
+        self, seen: Pairs, target: Pairs, num_users: int, num_items: int, horizon: Horizon | None = None
+    ) -> None:
+        found = target.take(np.flatnonzero(target.label > 0))
+        self.num_items, self.horizon = num_items, horizon or Horizon()
+        self.users = np.unique(found.user)
+        self.time = np.full(num_users, np.iinfo(np.int64).max)
+        np.minimum.at(self.time, found.user, found.time)
         self.seen = ItemLists.of(seen.user, seen.item, num_users)
-        self.relevant = ItemLists.of(target.user[positive], target.item[positive], num_users)
+        self.relevant = ItemLists.of(found.user, found.item, num_users)
 
     def __len__(self) -> int:
         return len(self.users)
@@ -93,4 +92,4 @@ class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
         relevant = self.relevant.mask(users, self.num_items)
         # an item that is to be found again stays a candidate
         candidates = ~self.seen.mask(users, self.num_items) | relevant
-        return RankingBatch(torch.from_numpy(users), relevant, candidates)
+        return RankingBatch(self.horizon.side("user", users, self.time[users]), relevant, candidates)

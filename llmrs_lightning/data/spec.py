@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmrs_lightning.data.collate import Texts
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.side import SideTable
-from llmrs_lightning.data.tokens import Ids
+from llmrs_lightning.data.tokens import Ids, TokenStore
 
 
 @dataclass(frozen=True)
@@ -54,15 +53,19 @@ class DataSpec:
         targets: Labels and ratings of the training rows.
         train: The training pairs, for baselines and for what a user has seen.
         texts: Tokens; None for a model without text.
-        has_negatives: Training batches hold drawn pairs, which have a label and no rating.
+        has_negatives: Training batches hold drawn pairs that have a label and no rating.
+        has_history: Batches hold what users did before.
+        augments_texts: Training batches hold texts that differ from those of the token store.
     """
 
     users: SideTable
     items: SideTable
     targets: Targets
     train: Pairs
-    texts: Texts | None
+    texts: TokenStore | None
     has_negatives: bool = False
+    has_history: bool = False
+    augments_texts: bool = False
 
     def trained_rows(self, side: str) -> Ids:
         """Return the embedding row of each user (or item), (rows + 1,) int64.

@@ -7,7 +7,7 @@ import string
 import unicodedata
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from datasets import Dataset
 
@@ -104,7 +104,13 @@ class TextTemplate:
     @property
     def fields(self) -> list[str]:
         """Name the columns that the template uses, each once, in order."""
-        return list(dict.fromkeys(name for _, name in self._pieces if name is not None))
+        return list(dict.fromkeys(name for _, name in self._pieces if name))
+
+    def without(self, field: str) -> TextTemplate:
+        """Return the same template with `field` empty everywhere, and texts allowed to be."""
+        other = replace(self, allow_empty=True)
+        other._pieces = [(text, "" if name == field else name) for text, name in self._pieces]
+        return other
 
     def render(self, dataset: Dataset, ids: Sequence[object] | None = None) -> list[str]:
         """Fill the template in for each row.
@@ -139,7 +145,7 @@ class TextTemplate:
 
     def _fill(self, batch: dict[str, list[object]], row: int) -> str:
         stop_words = STOP_WORDS if self.remove_stop_words else None
-        filled = [(text, None if name is None else _spell(batch[name][row], stop_words)) for text, name in self._pieces]
+        filled = [(text, name if not name else _spell(batch[name][row], stop_words)) for text, name in self._pieces]
         values = [value for _, value in filled if value is not None]
         if values and not any(values):
             return ""

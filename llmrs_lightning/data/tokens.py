@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llmrs_lightning.data.augment import TextAugmentation
 from llmrs_lightning.data.cache import cache_folder
+from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.errors import ConfigError, DataError
 
 Ids = NDArray[np.int64]
@@ -24,7 +25,7 @@ _CHUNK = 10_000
 
 
 @dataclass
-class TextBatch:
+class TextBatch(Movable):
     """Distinct texts in length buckets.
 
     Args:
@@ -37,22 +38,6 @@ class TextBatch:
     input_ids: list[Tensor]
     attention_mask: list[Tensor]
     position: Tensor
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> TextBatch:
-        """Move every tensor to `device`."""
-        return TextBatch(
-            [t.to(device, non_blocking=non_blocking) for t in self.input_ids],
-            [t.to(device, non_blocking=non_blocking) for t in self.attention_mask],
-            self.position.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> TextBatch:
-        """Pin every tensor, so that copies to an accelerator can overlap with compute."""
-        return TextBatch(
-            [t.pin_memory() for t in self.input_ids],
-            [t.pin_memory() for t in self.attention_mask],
-            self.position.pin_memory(),
-        )
 
     @property
     def valid_ratio(self) -> float:

@@ -75,12 +75,13 @@ class TextEncoder(nn.Module):
             for tower in self.backbones:
                 self.projections[tower] = nn.Linear(self.hidden_size, self.projection_size)
 
-    def _tower(self, side: Side) -> str:
+    def tower(self, side: Side) -> str:
+        """Name the backbone that encodes the texts of `side`."""
         return side if self.towers == "separate" else "both"
 
     def pooled(self, texts: TextBatch, side: Side) -> Tensor:
         """Encode texts into pooled backbone vectors, (U, H), in the order of `texts.position`."""
-        backbone = self.backbones[self._tower(side)]
+        backbone = self.backbones[self.tower(side)]
         vectors = [
             pool(backbone(input_ids=ids, attention_mask=mask).last_hidden_state, mask, self.pooling)
             for ids, mask in zip(texts.input_ids, texts.attention_mask, strict=True)
@@ -89,7 +90,7 @@ class TextEncoder(nn.Module):
 
     def head(self, pooled: Tensor, side: Side) -> Tensor:
         """Project and normalise pooled vectors (U, H) to features (U, D)."""
-        vectors = self.projections[self._tower(side)](pooled) if self.projection_size else pooled
+        vectors = self.projections[self.tower(side)](pooled) if self.projection_size else pooled
         return functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
     def forward(self, texts: TextBatch, side: Side) -> Tensor:

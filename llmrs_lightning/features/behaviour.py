@@ -23,24 +23,35 @@ class BehaviourFeatures(nn.Module):
         category_size: Width of the embedding of each category column; the values of a row are averaged.
         use_numbers: Append the standardised number columns.
         id_dropout: Share of training rows whose id is replaced by the unknown one.
+        history_size: Width of the mean embedding of the items in a user's past, beside the user's other features
+            (Koren, 2008, the implicit part of SVD++); needs `data.history`. 0 leaves the past out.
     """
 
     def __init__(
-        self, id_size: int = 32, category_size: int = 8, use_numbers: bool = True, id_dropout: float = 0.05
+        self,
+        id_size: int = 32,
+        category_size: int = 8,
+        use_numbers: bool = True,
+        id_dropout: float = 0.05,
+        history_size: int = 0,
     ) -> None:
         super().__init__()
         self.id_size, self.category_size, self.use_numbers = id_size, category_size, use_numbers
-        self.id_dropout = id_dropout
+        self.id_dropout, self.history_size = id_dropout, history_size
         self.sides = nn.ModuleDict()
 
     def build(self, user: SideTable, item: SideTable) -> None:
         """Make the embeddings for these tables."""
         for name, table in (("user", user), ("item", item)):
             self.sides[name] = _SideEmbedding(table, self.id_size, self.category_size, self.use_numbers)
+        if self.history_size:
+            self.past = nn.EmbeddingBag(item.num_rows + 1, self.history_size, mode="mean", padding_idx=0)
+            nn.init.normal_(self.past.weight, std=_INIT_STD)
 
     def output_size(self, side: str) -> int:
         """Return the width of the features of `side`."""
-        return cast(_SideEmbedding, self.sides[side]).output_size
+        own = cast(_SideEmbedding, self.sides[side]).output_size
+        return own + self.history_size if side == "user" else own
 
     def drop_ids(self, index: Tensor) -> Tensor:
         """Replace a share of `index` (B,) by 0 while training."""
@@ -48,9 +59,22 @@ class BehaviourFeatures(nn.Module):
             return index
         return index.masked_fill(torch.rand(index.shape, device=index.device) < self.id_dropout, 0)
 
-    def forward(self, index: Tensor, table_row: Tensor, side: str) -> Tensor:
-        """Embed ids `index` (B,) and the other columns of rows `table_row` (B,), both 0 for unknown, as (B, F)."""
-        return cast(Tensor, self.sides[side](index, table_row))
+    def forward(self, index: Tensor, table_row: Tensor, side: str, past: Tensor | None = None) -> Tensor:
+        """Embed what is known of B users (or items).
+
+        Args:
+            index: (B,) embedding rows of the ids, 0 for unknown.
+            table_row: (B,) rows of the other columns, 0 for unknown.
+            side: `user` or `item`.
+            past: (B, L) embedding rows of the items in the users' past, 0 for none; None for users without a past.
+
+        Returns:
+            (B, F).
+        """
+        own = cast(Tensor, self.sides[side](index, table_row))
+        if side != "user" or not self.history_size:
+            return own
+        return torch.cat([own, self.past(index.new_zeros(len(index), 1) if past is None else past)], -1)
 
 
 class _SideEmbedding(nn.Module):

@@ -12,7 +12,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.collate import SideBatch
+from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.ranking import ItemLists
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
 from llmrs_lightning.data.text import clean
@@ -106,7 +107,8 @@ class Recommender:
         keys = None if dedup_by is None else self._keys(dedup_by)
         pairs = self.data.pairs(*seen_parts)
         seen = ItemLists.of(pairs.user, pairs.item, len(self.data.data.users))
-        all_users, items = self.module.all_sides()
+        stage: Stage = "now" if PARTS[-1] in seen_parts else "test"
+        horizon, items = self.data.horizon(stage), self.module.catalogue(self.data, stage)
         rows: list[tuple[str, Ids, Tensor]] = []
         for start in range(0, len(known), _USERS_AT_ONCE):
             part = known[start : start + _USERS_AT_ONCE]
@@ -114,7 +116,8 @@ class Recommender:
             if exclude_seen:
                 candidates = candidates & ~seen.mask(part, len(items))
             names = [str(self.data.data.user_ids[p]) for p in part]
-            rows += self._rank(names, all_users[torch.from_numpy(part)], items, candidates, keys, k)
+            sides = self.module.make_side("user", horizon.side("user", part).to(self.module.device))
+            rows += self._rank(names, sides, items, candidates, keys, k)
         if texts:
             candidates = allowed.expand(len(texts), -1)
             names = [NEW_USER if len(texts) == 1 else f"(new user {i})" for i in range(1, len(texts) + 1)]
@@ -123,22 +126,21 @@ class Recommender:
 
     def new_users(self, texts: Sequence[str]) -> Side:
         """Return users that are known by a text alone: unknown id, mean numbers, no categories."""
-        encoder = self.module.encoder
-        if encoder is None:
+        if self.module.encoder is None:
             raise ConfigError("this model reads no text, so a new user cannot be described", where="model.encoder")
         if not all(t.strip() for t in texts):
             raise DataError(
                 "a new user's text is empty", where="texts (--text)", fix="describe the user in a few words"
             )
         assert self.data.tokenizer
-        assert self.data.user_text
-        words, index = distinct([clean(t, self.data.user_text.lowercase) for t in texts])
-        device = self.module.device
+        lowercase = self.data.user_text is not None and self.data.user_text.lowercase
+        words, index = distinct([clean(t, lowercase) for t in texts])
         with TemporaryDirectory() as folder:  # what a user writes is not kept
             store = TokenStore.build(words, self.data.tokenizer, self.data.max_length, folder)
-            batch = store.batch(np.arange(len(words))).to(device)
-        vectors = encoder(batch, "user")[torch.from_numpy(index).to(device)]
-        return self.module.make_side("user", torch.full((len(texts),), -1, device=device), vectors)
+            tokens = store.batch(np.arange(len(words)))
+        unknown = torch.full((len(texts),), -1)
+        batch = SideBatch(unknown, torch.from_numpy(index), texts=tokens)
+        return self.module.make_side("user", batch.to(self.module.device))
 
     def _rank(
         self, names: list[str], users: Side, items: Side, candidates: Tensor, keys: Tensor | None, k: int

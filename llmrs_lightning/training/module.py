@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from llmrs_lightning.data.collate import RecBatch
-from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.collate import RecBatch, SideBatch
+from llmrs_lightning.data.datamodule import RecDataModule, Stage
+from llmrs_lightning.data.negatives import HardNegatives
+from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
-from llmrs_lightning.data.tokens import TextBatch
+from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import TextEncoder, TextVectors
+from llmrs_lightning.encoders.vectors import stamp
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
@@ -35,7 +39,6 @@ from llmrs_lightning.training.evaluation import (
 from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss
 from llmrs_lightning.training.optim import Optimization
 
-SideName = Literal["user", "item"]
 PREDICTIONS = (PROBABILITY, RATING, RATING_CLASS)  # methods of a loss, and columns of a prediction table
 SIDES: tuple[SideName, SideName] = ("user", "item")
 
@@ -103,8 +106,7 @@ class JointRecommender(pl.LightningModule):
         self.table: dict[str, Tensor] = {}
         self.per_user: dict[str, Tensor] = {}
         self._built = False
-        self._sides: dict[str, Side] = {}
-        self.register_load_state_dict_post_hook(lambda *_: self._weights_changed())  # type: ignore[no-untyped-call]
+        self._catalogue: tuple[Any, Side] | None = None
 
     # ---- building
 
@@ -131,8 +133,21 @@ class JointRecommender(pl.LightningModule):
                     fix=f"set it to the encoder's model, {self.encoder.pretrained}",
                 )
             self.encoder.build()
+            if spec.augments_texts and self.encoder.frozen:
+                raise ConfigError(
+                    "the vectors of a frozen encoder are computed once, so its texts cannot vary",
+                    where="data.augmentation",
+                    fix="set it to null, or model.encoder.frozen to false",
+                )
             self._vectors = TextVectors(self.encoder, spec.texts)
         if self.behaviour is not None:
+            if self.behaviour.history_size and not spec.has_history:
+                raise ConfigError(
+                    "the model reads histories, and the data give none",
+                    where="model.behaviour.history_size",
+                    found=str(self.behaviour.history_size),
+                    fix="set data.history to the events that a user's past may hold, such as 50",
+                )
             self.behaviour.build(spec.users, spec.items)
         blocks: dict[str, list[int]] = {side: self._widths(side) for side in SIDES}
         self.combine.build(blocks)
@@ -187,38 +202,33 @@ class JointRecommender(pl.LightningModule):
         """Whether the language model is trained in this epoch."""
         return self.encoder is not None and not self.encoder.frozen and self.current_epoch >= self.frozen_epochs
 
-    def make_side(self, side: SideName, position: Tensor, text: Tensor | None) -> Side:
-        """Combine what is known of users (or items) at `position` (B,), -1 for an unknown one, and `text` (B, D)."""
-        row = position + 1
+    def make_side(self, side: SideName, batch: SideBatch) -> Side:
+        """Encode what the data know of users (or items)."""
+        row = batch.position + 1
         index = self.get_buffer(f"{side}_rows")[row]
+        text = self._text(side, batch)
+        blocks = [] if text is None else [text]
         if self.behaviour:
             index = self.behaviour.drop_ids(index)
-        blocks = [] if text is None else [text]
-        if self.behaviour and self.behaviour.output_size(side):
-            blocks.append(self.behaviour(index, row, side))
+            if self.behaviour.output_size(side):
+                past = None if batch.past is None else self.get_buffer("item_rows")[batch.past.items + 1]
+                blocks.append(self.behaviour(index, row, side, past))
         features = self.combine(blocks, side) if blocks else torch.zeros(len(row), 0, device=row.device)
-        return Side(index, features, text)
+        if not self.needs_tokens:
+            return Side(index, features, text)
+        assert batch.texts is not None
+        tokens, mask = _unbucket(batch.texts)
+        return Side(index, features, text, tokens[batch.text], mask[batch.text])
 
-    def _batch_side(self, side: SideName, batch: RecBatch) -> Side:
-        position: Tensor = getattr(batch, side)
-        if not self.training and side in self._sides:
-            made = self._sides[side][position]
-        else:
-            made = self.make_side(side, position, self._batch_text(side, batch))
-        if self.needs_tokens:
-            tokens, mask = _unbucket(getattr(batch, f"{side}_texts"))
-            index = getattr(batch, f"{side}_text")
-            made = Side(made.index, made.features, made.text, tokens[index], mask[index])
-        return made
-
-    def _batch_text(self, side: SideName, batch: RecBatch) -> Tensor | None:
+    def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
         if self.encoder is None:
             return None
-        if self.encoder_learns:
-            vectors = self.encoder(getattr(batch, f"{side}_texts"), side)
+        if (self.training and self.encoder_learns) or batch.text_ids is None:
+            assert batch.texts is not None
+            vectors = self.encoder(batch.texts, side)
         else:
-            vectors = self._vectors(side, getattr(batch, f"{side}_text_ids"))
-        return cast(Tensor, vectors[getattr(batch, f"{side}_text")])
+            vectors = self._vectors(side, batch.text_ids)
+        return cast(Tensor, vectors[batch.text])
 
     def forward(self, batch: RecBatch) -> tuple[Tensor, Tensor]:
         """Score pairs.
@@ -226,7 +236,7 @@ class JointRecommender(pl.LightningModule):
         Returns:
             Member outputs (B, M, C) and fused outputs (B, C), float32.
         """
-        user, item = self._batch_side("user", batch), self._batch_side("item", batch)
+        user, item = self.make_side("user", batch.user), self.make_side("item", batch.item)
         members = torch.stack([scorer(user, item).float() for scorer in self.members.values()], 1)
         return members, self.fusion(members)
 
@@ -235,31 +245,22 @@ class JointRecommender(pl.LightningModule):
         members = torch.stack([scorer.grid(users, items).float() for scorer in self.members.values()], 2)
         return members, self.fusion(members)
 
-    # ---- what is computed once
-
+    @torch.inference_mode(False)
     @torch.no_grad()
-    def all_sides(self) -> tuple[Side, Side]:
-        """Return all users and all items of the data, their texts encoded once with the current weights."""
-        assert self.spec is not None
-        for side, table in zip(SIDES, (self.spec.users, self.spec.items), strict=True):
-            if side not in self._sides:
-                text = None
-                if self.encoder is not None and self.spec.texts is not None:
-                    numbers = torch.from_numpy(getattr(self.spec.texts, side)).to(self.device)
-                    text = self._vectors(side, numbers)
-                self._sides[side] = self.make_side(side, torch.arange(table.num_rows, device=self.device), text)
-        return self._sides["user"], self._sides["item"]
-
-    def _weights_changed(self) -> None:
-        self._sides = {}
-        if self.encoder is not None and self._built:
-            self._vectors.forget()
+    def catalogue(self, data: RecDataModule, stage: Stage) -> Side:
+        """Return all items as they are seen at `stage`; computed anew only when weights have changed."""
+        now = (stage, self.training, stamp(self))
+        if self._catalogue is None or self._catalogue[0] != now:
+            self._catalogue = (now, self.make_side("item", data.everyone("item", stage).to(self.device)))
+        return self._catalogue[1]
 
     # ---- training
 
     def training_step(self, batch: RecBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over the rows of all processes (DDP averages gradients over processes)."""
         members, fused = self(batch)
+        if batch.log_q is not None:
+            members, fused = members - batch.log_q[:, None, None], fused - batch.log_q[:, None]
         rows = self.loss(fused, batch.label, batch.rating)
         for member in members.unbind(1):
             rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, batch.label, batch.rating)
@@ -273,11 +274,27 @@ class JointRecommender(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def on_train_batch_end(self, *args: Any) -> None:
-        """Forget what the step has made stale."""
-        self._sides = {}
-        if self.encoder_learns:
-            self._vectors.forget()
+    def on_train_epoch_start(self) -> None:
+        """Look up what the model takes for the best, where that is what negatives are drawn from."""
+        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        negatives = data.negatives
+        if not isinstance(negatives, HardNegatives) or not self.current_epoch:
+            return  # an untrained model knows no hard items
+        if self.current_epoch % negatives.every == 0:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            with _evaluating(self):
+                negatives.refresh(lambda users: self._score_all(data, users), (rank, world_size), self._over_processes)
+
+    @torch.no_grad()
+    def _score_all(self, data: RecDataModule, users: Ids) -> Tensor:
+        """Score users at `users` (U,) with all items as training sees them in the end, (U, N)."""
+        batch = data.horizon("train").side("user", users, tokens=self.needs_tokens).to(self.device)
+        return self.loss.score(self.grid(self.make_side("user", batch), self.catalogue(data, "train"))[1])
+
+    def _over_processes(self, values: Tensor) -> None:
+        """Replace `values` in place by their maximum over all processes."""
+        if self.trainer.world_size > 1:
+            values.copy_(self.trainer.strategy.reduce(values.to(self.device), reduce_op="max"))
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and a schedule stepped every step."""
@@ -307,21 +324,22 @@ class JointRecommender(pl.LightningModule):
             baseline.fit(self.spec.train, self.spec.users.num_rows, self.spec.items.num_rows)
             systems[name] = []
         self.evaluation = Evaluation(systems, data.pairs(stage), self.spec.users.num_rows, self.ks).to(self.device)
-        self.all_sides()
+        self.stage: Stage = stage
 
     def _evaluate(self, batch: RecBatch | RankingBatch) -> None:
         if isinstance(batch, RecBatch):
             self.evaluation.add_pairs(batch.rows, self.score_pairs(batch))
             return
-        users, items = self.all_sides()
-        members, fused = self.grid(users[batch.user], items)
+        items = self.catalogue(cast(RecDataModule, self.trainer.datamodule), self.stage)  # type: ignore[attr-defined]
+        members, fused = self.grid(self.make_side("user", batch.user), items)
+        user = batch.user.position
         grids = {FUSED: self.loss.score(fused)}
         if self.baselines and len(self.members) > 1:  # in validation only the fused score is ranked
             grids |= dict(zip(self.members, self.loss.score(members).unbind(2), strict=True))
         item = torch.arange(len(items), device=self.device)
-        grids |= {name: b.score(batch.user.unsqueeze(1), item) for name, b in self.baselines.items()}
+        grids |= {name: b.score(user.unsqueeze(1), item) for name, b in self.baselines.items()}
         for system, scores in grids.items():
-            self.evaluation.add_ranking(system, scores, batch.relevant, batch.user, batch.candidates)
+            self.evaluation.add_ranking(system, scores, batch.relevant, user, batch.candidates)
 
     def score_pairs(self, batch: RecBatch) -> Mapping[str, Mapping[str, Tensor]]:
         """Return score, loss, probability and rating of each system, (B,) each, as far as the loss defines them."""
@@ -334,7 +352,8 @@ class JointRecommender(pl.LightningModule):
             columns = {"score": self.loss.score(output), LOSS: self.loss(output, batch.label, batch.rating)}
             columns |= {name: getattr(self.loss, name)(output) for name in PREDICTIONS}
             values[system] = {name: column for name, column in columns.items() if column is not None}
-        return values | {name: {"score": b.score(batch.user, batch.item)} for name, b in self.baselines.items()}
+        user, item = batch.user.position, batch.item.position
+        return values | {name: {"score": b.score(user, item)} for name, b in self.baselines.items()}
 
     def _finish(self, stage: Literal["val", "test"]) -> None:
         results, self.table, self.per_user = self.evaluation.compute()
@@ -349,7 +368,7 @@ class JointRecommender(pl.LightningModule):
             self.log(MONITOR, -value if self.monitor in LOWER_IS_BETTER else value)
 
     def on_validation_epoch_start(self) -> None:
-        """Encode all texts with the current weights."""
+        """Start to collect."""
         self._start("val")
 
     def validation_step(self, batch: RecBatch | RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -361,7 +380,7 @@ class JointRecommender(pl.LightningModule):
         self._finish("val")
 
     def on_test_epoch_start(self) -> None:
-        """Encode all texts with the current weights."""
+        """Start to collect."""
         self._start("test")
 
     def test_step(self, batch: RecBatch | RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -373,9 +392,8 @@ class JointRecommender(pl.LightningModule):
         self._finish("test")
 
     def on_predict_epoch_start(self) -> None:
-        """Encode all texts with the current weights."""
+        """Leave the baselines out."""
         self.baselines = {}
-        self.all_sides()
 
     def predict_step(self, batch: RecBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Return the row numbers and each column of each system, (B,) each."""
@@ -385,6 +403,18 @@ class JointRecommender(pl.LightningModule):
                 if name != LOSS:
                     columns[system if name == "score" else f"{system}_{name}"] = value.float().cpu()
         return columns
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Put every part into evaluation mode, and back into its own."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def _unbucket(texts: TextBatch) -> tuple[Tensor, Tensor]:

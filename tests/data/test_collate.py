@@ -1,4 +1,6 @@
 import random
+from dataclasses import replace
+from operator import attrgetter
 
 import numpy as np
 import pytest
@@ -7,9 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from llmrs_lightning.data.collate import PairDataset, Texts
-from llmrs_lightning.data.pairs import BatchNegatives, Pairs
+from llmrs_lightning.data.augment import TextAugmentation
+from llmrs_lightning.data.collate import Horizon, PairDataset, Texts
+from llmrs_lightning.data.history import History
+from llmrs_lightning.data.movable import Movable
+from llmrs_lightning.data.negatives import BatchNegatives
+from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.samplers import BatchKey
+from llmrs_lightning.data.timeline import Timeline
 from llmrs_lightning.data.tokens import TextBatch, TokenStore, distinct
 
 NUM_USERS, NUM_ITEMS, ROWS = 12, 9, 40
@@ -20,7 +27,8 @@ def make_pairs():
     rng = np.random.default_rng(0)
     cells = rng.permutation(NUM_USERS * NUM_ITEMS)[:ROWS]
     rating = rng.integers(1, 6, ROWS).astype(np.float32)
-    return Pairs(cells // NUM_ITEMS, cells % NUM_ITEMS, (rating >= 4).astype(np.float32), rating)
+    label = (rating >= 4).astype(np.float32)
+    return Pairs(cells // NUM_ITEMS, cells % NUM_ITEMS, label, rating, rng.integers(0, 100, ROWS))
 
 
 PAIRS = make_pairs()
@@ -40,7 +48,13 @@ def texts(tiny_bert, sentences, tmp_path_factory):
     users, items = sentences
     unique, index = distinct([*users, *items])
     store = TokenStore.build(unique, tiny_bert, 8, str(tmp_path_factory.mktemp("collate")))
-    return Texts(store, index[:NUM_USERS], index[NUM_USERS:])
+    return Texts(store, Timeline.constant(index[:NUM_USERS]), Timeline.constant(index[NUM_USERS:]))
+
+
+def drawing(ratio):
+    negatives = BatchNegatives(ratio)
+    negatives.build(PAIRS, NUM_ITEMS, ROWS)
+    return negatives
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +76,21 @@ def key(rows, rank=0, world_size=1):
 @settings(max_examples=50, deadline=None)
 @given(rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=25), negatives=st.booleans())
 def test_distinct_texts_and_index_give_each_row_its_tokens(texts, sentences, tokenize, rows, negatives):
-    batch = PairDataset(PAIRS, texts, BatchNegatives(PAIRS, NUM_ITEMS, 1.0) if negatives else None)[key(rows)]
+    batch = PairDataset(PAIRS, Horizon(texts=texts), drawing(1.0) if negatives else None)[key(rows)]
     for side, said in zip(("user", "item"), sentences, strict=True):
-        tokens = unpadded(getattr(batch, f"{side}_texts"))
-        numbers = getattr(batch, f"{side}_text_ids")
+        half = getattr(batch, side)
+        tokens, numbers, index = unpadded(half.texts), half.text_ids, half.text.tolist()
         assert len(tokens) == len(numbers) == len(set(numbers.tolist()))
-        index = getattr(batch, f"{side}_text").tolist()
         assert sorted(set(index)) == list(range(len(tokens)))
-        for position, place in zip(getattr(batch, side).tolist(), index, strict=True):
+        for position, place in zip(half.position.tolist(), index, strict=True):
             assert tokens[place] == tokenize(said[position])
-            assert numbers[place] == getattr(texts, side)[position]
+            assert numbers[place] == getattr(texts, side).number[position]
 
 
 def test_a_text_shared_by_several_users_comes_once(texts):
-    batch = PairDataset(PAIRS, texts)[key(np.arange(ROWS))]
-    assert len(np.unique(texts.user)) < len(np.unique(PAIRS.user))
-    assert len(batch.user_text_ids) == len(np.unique(texts.user[PAIRS.user]))
+    batch = PairDataset(PAIRS, Horizon(texts=texts))[key(np.arange(ROWS))]
+    assert len(np.unique(texts.user.number)) < len(np.unique(PAIRS.user))
+    assert len(batch.user.text_ids) == len(np.unique(texts.user.number[PAIRS.user]))
 
 
 def test_rows_carry_their_pair_label_and_rating():
@@ -85,39 +98,47 @@ def test_rows_carry_their_pair_label_and_rating():
     batch = PairDataset(PAIRS)[key(rows)]
     assert len(batch) == 4
     assert batch.rows.tolist() == rows
-    for name in ("user", "item", "label", "rating"):
-        assert getattr(batch, name).tolist() == getattr(PAIRS, name)[rows].tolist()
+    for values, name in ((batch.user.position, "user"), (batch.item.position, "item"), (batch.label, "label")):
+        assert values.tolist() == getattr(PAIRS, name)[rows].tolist()
+    assert batch.rating.tolist() == PAIRS.rating[rows].tolist()
     assert batch.label.dtype == batch.rating.dtype == torch.float32
-    assert batch.user_texts is None
-    assert batch.item_text is None
+    assert batch.source.tolist() == [0, 1, 2, 3]
+    assert batch.user.texts is batch.item.text is batch.user.past is batch.log_q is None
     assert batch.global_rows == 4
 
 
 def test_negatives_follow_the_rows_under_row_number_minus_one():
     rows = np.arange(20)
-    negatives = BatchNegatives(PAIRS, NUM_ITEMS, 1.5)
+    negatives = drawing(1.5)
     batch = PairDataset(PAIRS, None, negatives)[key(rows)]
-    drawn = negatives.draw(PAIRS.take(rows), SEEDS)
-    assert len(drawn) > 0
-    assert batch.rows.tolist() == [*rows, *[-1] * len(drawn)]
-    assert batch.user[20:].tolist() == drawn.user.tolist()
-    assert batch.item[20:].tolist() == drawn.item.tolist()
+    drawn = negatives.draw(PAIRS.take(rows), rows, SEEDS)
+    count = len(drawn.source)
+    assert count > 0
+    assert batch.rows.tolist() == [*rows, *[-1] * count]
+    assert batch.source.tolist() == [*rows, *drawn.source]
+    assert batch.user.position[20:].tolist() == drawn.pairs.user.tolist() == PAIRS.user[drawn.source].tolist()
+    assert batch.item.position[20:].tolist() == drawn.pairs.item.tolist()
     assert not batch.label[20:].any()
     assert batch.rating[20:].isnan().all()
     assert not batch.rating[:20].isnan().any()
 
 
-@pytest.mark.parametrize("negatives", [None, BatchNegatives(PAIRS, NUM_ITEMS, 1.3)])
+@pytest.mark.parametrize("negatives", [None, drawing(1.3)])
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_processes_share_out_rows_and_negatives_and_know_their_total(texts, negatives, world_size):
-    data = PairDataset(PAIRS, texts, negatives)
+    data = PairDataset(PAIRS, Horizon(texts=texts), negatives)
     whole = data[key(np.arange(18))]
     pieces = [data[key(np.arange(18), rank, world_size)] for rank in range(world_size)]
     assert {piece.global_rows for piece in pieces} == {len(whole)} == {whole.global_rows}
+    for piece in pieces:  # a negative is where its row is
+        assert torch.equal(piece.user.position, piece.user.position[piece.source])
 
     def rows(batches, drawn):
         found = [(b.rows < 0) == drawn for b in batches]
-        return [torch.cat([getattr(b, n)[m] for b, m in zip(batches, found, strict=True)]) for n in ("user", "item")]
+        return [
+            torch.cat([getattr(b, side).position[m] for b, m in zip(batches, found, strict=True)])
+            for side in ("user", "item")
+        ]
 
     for drawn in (False, True):
         for together, alone in zip(rows(pieces, drawn), rows([whole], drawn), strict=True):
@@ -125,41 +146,74 @@ def test_processes_share_out_rows_and_negatives_and_know_their_total(texts, nega
 
 
 def test_a_process_without_rows_still_gets_a_batch(texts):
-    data = PairDataset(PAIRS, texts)
+    data = PairDataset(PAIRS, Horizon(texts=texts))
     pieces = [data[key([5], rank, 2)] for rank in range(2)]
     assert [len(piece) for piece in pieces] == [1, 0]
     assert {piece.global_rows for piece in pieces} == {1}
-    empty = pieces[1]
-    for name in ("rows", "user", "item", "label", "rating", "user_text", "item_text", "user_text_ids"):
-        assert getattr(empty, name).shape == (0,)
-        assert getattr(empty, name).dtype == getattr(pieces[0], name).dtype
-    assert len(empty.user_texts.position) == len(empty.item_texts.position) == 0
+    full, empty = pieces
+    for name in ("rows", "label", "rating", "source", "user.position", "item.position", "user.text", "user.text_ids"):
+        one, other = attrgetter(name)(full), attrgetter(name)(empty)
+        assert other.shape == (0,)
+        assert other.dtype == one.dtype
+    assert len(empty.user.texts.position) == len(empty.item.texts.position) == 0
 
 
 def tensors(batch):
     for value in vars(batch).values():
-        if isinstance(value, TextBatch):
-            yield from (*value.input_ids, *value.attention_mask, value.position)
+        if isinstance(value, Movable):
+            yield from tensors(value)
+        elif isinstance(value, list):
+            yield from value
         elif isinstance(value, torch.Tensor):
             yield value
 
 
+def full_horizon(texts):
+    return Horizon(texts=texts, history=PAST, limit=3)
+
+
+ONE_EACH = np.arange(NUM_USERS)
+PAST = History(np.arange(NUM_USERS + 1), ONE_EACH % NUM_ITEMS, ONE_EACH * 0, ONE_EACH.astype(np.float32), ONE_EACH)
+
+
 def test_batches_move_with_all_their_tensors(texts):
-    batch = PairDataset(PAIRS, texts)[key(np.arange(9))]
+    batch = PairDataset(PAIRS, full_horizon(texts), drawing(1.0))[key(np.arange(9))]
     moved = batch.to("meta")
-    assert len(list(tensors(batch))) > 12
+    assert len(list(tensors(batch))) > 13
     assert [t.shape for t in tensors(moved)] == [t.shape for t in tensors(batch)]
     assert {t.device.type for t in tensors(moved)} == {"meta"}
     assert {t.device.type for t in tensors(batch)} == {"cpu"}
-    assert moved.global_rows == 9
+    assert moved.global_rows == batch.global_rows > 9
 
 
 def test_batches_without_text_move_too():
     moved = PairDataset(PAIRS)[key(np.arange(9))].to("meta")
     assert {t.device.type for t in tensors(moved)} == {"meta"}
-    assert moved.user_texts is None
+    assert moved.user.texts is None
+
+
+def test_users_see_what_came_strictly_before_their_pair(texts):
+    past = PairDataset(PAIRS, full_horizon(texts))[key(np.arange(ROWS))].user.past
+    assert past.mask[:, 0].tolist() == (PAIRS.time > 0).tolist()
+    assert past.items[:, 0].tolist() == np.where(PAIRS.time > 0, PAIRS.user % NUM_ITEMS, -1).tolist()
+    assert past.ages[:, 0].tolist() == PAIRS.time.tolist()
+
+
+def test_training_texts_lose_fields_and_keep_their_numbers(texts):
+    without = np.full((len(texts.store), 2), -1)
+    without[0] = 1, 2
+    horizon = Horizon(texts=replace(texts, without=without), augmentation=TextAugmentation(field_dropout=1.0))
+    dataset = PairDataset(PAIRS, horizon)
+    plain = unpadded(texts.store.batch(np.arange(len(texts.store))))
+    lost = set()
+    for number in range(20):
+        batch = dataset[BatchKey(np.arange(ROWS), (0, 1), (0, 0, number))]
+        tokens = dict(zip(batch.user.text_ids.tolist(), unpadded(batch.user.texts), strict=True))
+        assert all(tokens[n] == plain[n] for n in tokens if n)
+        lost.add(tuple(tokens[0]))
+    assert lost == {tuple(plain[1]), tuple(plain[2])}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinning needs CUDA")
 def test_batches_pin_all_their_tensors(texts):
-    assert all(t.is_pinned() for t in tensors(PairDataset(PAIRS, texts)[key(np.arange(9))].pin_memory()))
+    assert all(t.is_pinned() for t in tensors(PairDataset(PAIRS, full_horizon(texts))[key(np.arange(9))].pin_memory()))

@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrs_lightning.data.collate import Horizon
+from llmrs_lightning.data.history import History
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.ranking import ItemLists, RankingDataset
 from llmrs_lightning.data.samplers import BatchKey
@@ -15,7 +19,9 @@ def make(cells, labels=None):
     cells = np.asarray(cells, np.int64)
     labels = np.ones(len(cells)) if labels is None else labels
     label = np.asarray(labels, np.float32)
-    return Pairs(cells // NUM_ITEMS, cells % NUM_ITEMS, label, np.full(len(cells), np.nan, np.float32))
+    return Pairs(
+        cells // NUM_ITEMS, cells % NUM_ITEMS, label, np.full(len(cells), np.nan, np.float32), np.arange(len(cells))
+    )
 
 
 def key(rows, rank=0, world_size=1):
@@ -64,8 +70,9 @@ def test_relevant_items_and_candidates_equal_brute_force(task, world_size):
     assert data.users.tolist() == sorted({u for u, _ in positives})
     assert len(data) == len(data.users)
     pieces = [data[key(np.arange(len(data)), rank, world_size)] for rank in range(world_size)]
-    user, relevant, candidates = (
-        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("user", "relevant", "candidates")
+    user = torch.cat([piece.user.position for piece in pieces])
+    relevant, candidates = (
+        torch.cat([getattr(piece, name) for piece in pieces]) for name in ("relevant", "candidates")
     )
     assert user.tolist() == data.users.tolist()
     for row, u in enumerate(user.tolist()):
@@ -88,22 +95,32 @@ def test_users_without_a_positive_are_not_ranked():
 def test_rows_name_places_among_the_ranked_users():
     data = RankingDataset(make([]), make([5, 15, 16]), NUM_USERS, NUM_ITEMS)
     batch = data[key([1])]
-    assert batch.user.tolist() == [3]
+    assert batch.user.position.tolist() == [3]
     assert batch.relevant[0].tolist() == [True, True, False, False, False]
 
 
 def test_a_process_without_users_gets_an_empty_batch():
     batch = RankingDataset(make([]), make([5]), NUM_USERS, NUM_ITEMS)[key([0], 1, 2)]
-    assert batch.user.shape == (0,)
+    assert batch.user.position.shape == (0,)
     assert batch.relevant.shape == batch.candidates.shape == (0, NUM_ITEMS)
 
 
 def test_batches_move_with_all_their_tensors():
     moved = RankingDataset(make([0]), make([5]), NUM_USERS, NUM_ITEMS)[key([0])].to("meta")
-    assert {t.device.type for t in vars(moved).values()} == {"meta"}
+    assert {t.device.type for t in (moved.user.position, moved.relevant, moved.candidates)} == {"meta"}
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="pinning needs CUDA")
 def test_batches_pin_all_their_tensors():
     pinned = RankingDataset(make([0]), make([5]), NUM_USERS, NUM_ITEMS)[key([0])].pin_memory()
-    assert all(t.is_pinned() for t in vars(pinned).values())
+    assert all(t.is_pinned() for t in (pinned.user.position, pinned.relevant, pinned.candidates))
+
+
+def test_a_user_is_seen_as_before_the_first_item_to_be_found():
+    events = make([0, 1, 2, 3, 7])  # times 0 to 4
+    history = History(np.array([0, 4, 5, 5, 5, 5, 5]), events.item, events.time, events.rating, np.arange(5))
+    target = replace(make([4, 6, 0]), time=np.array([3, 9, 2]))
+    data = RankingDataset(make([]), target, NUM_USERS, NUM_ITEMS, Horizon(history=history, limit=9))
+    past = data[key([0, 1])].user.past
+    assert past.items.tolist() == [[0, 1], [2, -1]]
+    assert past.ages.tolist() == [[2, 1], [5, 0]]

@@ -130,7 +130,6 @@ def test_scores_are_those_of_the_pairs(recommender: Recommender) -> None:
     items = np.array([int(row["item_id"][1:]) for row in rows])
     (batch,) = recommender.data.pair_loader(np.full(ITEMS, 2), items)
     with torch.inference_mode():
-        recommender.module._sides = {}  # encode the texts of the batch anew
         members, fused = recommender.module(batch)
     np.testing.assert_allclose(table["score"].to_numpy(), fused[:, 0].numpy(), atol=1e-5)
     for place, name in enumerate(("dnn", "mf", "semantic")):

@@ -12,7 +12,9 @@ NUM_USERS, NUM_ITEMS = 943, 1682
 def train(item=(0, 0, 2, 2, 2, 3), label=(1, 0, 1, 1, 1, 0)):
     item = np.asarray(item, np.int64)
     label = np.asarray(label, np.float32)
-    return Pairs(np.arange(len(item)), item, label, np.full(len(item), np.nan, np.float32))
+    return Pairs(
+        np.arange(len(item)), item, label, np.full(len(item), np.nan, np.float32), np.zeros(len(item), np.int64)
+    )
 
 
 @pytest.fixture

@@ -12,8 +12,12 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
+from llmrs_lightning.data.augment import TextAugmentation
 from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.negatives import BatchNegatives, HardNegatives
+from llmrs_lightning.data.past import PastText
 from llmrs_lightning.data.samplers import BatchKey
+from llmrs_lightning.data.schema import Schema
 from llmrs_lightning.data.sources import Checkerboard
 from llmrs_lightning.data.splits import RandomSplit
 from llmrs_lightning.data.text import TextTemplate
@@ -55,10 +59,14 @@ def make_module(tiny_bert: str, **options: Any) -> JointRecommender:
 
 def built(tiny_bert: str, **options: Any) -> tuple[JointRecommender, RecDataModule]:
     data, module = make_data(tiny_bert), make_module(tiny_bert, **options)
+    return prepared(module, data), data
+
+
+def prepared(module: JointRecommender, data: RecDataModule) -> JointRecommender:
     data.setup()
     module.spec = data.spec
     module.configure_model()
-    return module, data
+    return module
 
 
 def whole_batch(data: RecDataModule) -> Any:
@@ -116,8 +124,8 @@ def test_an_item_without_a_training_row_gets_the_unknown_vector_not_an_untrained
     module.spec = replace(data.spec, train=data.spec.train.take(np.flatnonzero(keep)))
     module.configure_model()
     module.eval()
-    index = module.make_side("item", torch.tensor([-1, 3, 4]), torch.zeros(3, 16)).index
-    assert index.tolist() == [0, 0, 5]
+    index = module.make_side("item", data.everyone("item", "train")).index
+    assert index[[3, 4]].tolist() == [0, 5]
 
 
 def test_fused_score_is_the_weighted_average_of_the_members(tiny_bert: str) -> None:
@@ -131,11 +139,12 @@ def test_pairs_scored_in_training_from_cached_vectors_and_by_the_grid_agree(tiny
     batch = whole_batch(data)
     live = module(batch)[1]
     module.eval()
-    users, items = module.all_sides()
+    items = module.catalogue(data, "train")
+    users = module.make_side("user", data.everyone("user", "train"))
     cached = module(batch)[1]
     _, grid = module.grid(users, items)
     torch.testing.assert_close(live, cached, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(grid[batch.user, batch.item], cached, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(grid[batch.user.position, batch.item.position], cached, rtol=1e-4, atol=1e-5)
 
 
 def test_frozen_training_equals_live_encoding_with_frozen_weights(tiny_bert: str) -> None:
@@ -162,15 +171,16 @@ def test_loading_weights_drops_every_vector_of_the_weights_before(tiny_bert: str
     module, data = built(tiny_bert)
     batch = whole_batch(data)
     module.eval()
-    module.all_sides()
+    scored = module.grid(module.make_side("user", batch.user), module.catalogue(data, "now"))[1]
     before = module(batch)[1]
     state = {name: value + 0.05 * torch.randn_like(value) for name, value in module.state_dict().items()}
     module.load_state_dict(state)
     fresh, _ = built(tiny_bert)
     fresh.load_state_dict(state)
     fresh.eval()
-    fresh.all_sides()
-    after = module(batch)[1]  # without all_sides: nothing old may be left
+    after = module(batch)[1]
+    again = module.grid(module.make_side("user", batch.user), module.catalogue(data, "now"))[1]
+    assert not torch.allclose(again, scored, atol=1e-3)
     torch.testing.assert_close(after, fresh(batch)[1], rtol=1e-4, atol=1e-5)
     assert not torch.allclose(after, before, atol=1e-3)
 
@@ -180,7 +190,9 @@ def test_same_seed_gives_the_same_weights(tiny_bert: str, tmp_path: Path) -> Non
     for _ in range(2):
         pl.seed_everything(3, verbose=False)
         module = make_module(tiny_bert)
-        trainer(tmp_path, max_epochs=1).fit(module, make_data(tiny_bert, sampler="blocks", negatives=1.0))
+        trainer(tmp_path, max_epochs=1).fit(
+            module, make_data(tiny_bert, sampler="blocks", negatives=BatchNegatives(1.0))
+        )
         weights.append(torch.cat([p.flatten() for p in module.parameters()]).detach())
     assert torch.equal(weights[0], weights[1])
 
@@ -211,11 +223,82 @@ def test_test_table_holds_each_test_row_once_and_in_order(tiny_bert: str, tmp_pa
 
 
 def test_drawn_negatives_need_a_loss_on_labels(tiny_bert: str) -> None:
-    data, module = make_data(tiny_bert, negatives=1.0), make_module(tiny_bert, loss=OrderedLogit())
+    data, module = make_data(tiny_bert, negatives=BatchNegatives(1.0)), make_module(tiny_bert, loss=OrderedLogit())
     data.setup()
     module.spec = data.spec
     with pytest.raises(ConfigError, match="negatives"):
         module.configure_model()
+
+
+def test_hard_negatives_are_what_the_model_took_for_the_best(tiny_bert: str, tmp_path: Path) -> None:
+    negatives = HardNegatives(1.0, pool=3)
+    data = make_data(tiny_bert, negatives=negatives, num_workers=1)
+    module = make_module(tiny_bert)
+    pools, best = [], []
+
+    class Watch(pl.Callback):
+        def on_train_epoch_start(self, *_: Any) -> None:  # runs before the module's own hook
+            module.eval()
+            best.append(module._score_all(data, np.arange(20)))
+            module.train()
+
+        def on_train_epoch_end(self, *_: Any) -> None:
+            pools.append(negatives.best.clone())
+
+    trainer(tmp_path, max_epochs=3, callbacks=[Watch()]).fit(module, data)
+    assert (pools[0] == -1).all()
+    train = data.pairs("train")
+    for pool, scores in zip(pools[1:], best[1:], strict=True):
+        scores[train.user, train.item] = -torch.inf
+        assert (pool[:, 0] == scores.argmax(1)).float().mean() > 0.95  # ties and rounding aside
+    assert not torch.equal(pools[1], pools[2])
+
+
+def test_a_corrected_loss_is_that_of_the_corrected_scores(tiny_bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = make_data(tiny_bert, negatives=BatchNegatives(1.0, correct=True))
+    module = prepared(make_module(tiny_bert), data)
+    batch = whole_batch(data)
+    assert batch.log_q is not None
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    monkeypatch.setattr(module, "_trainer", SimpleNamespace(world_size=1, current_epoch=0))
+    members, fused = module(batch)
+    wanted = module.loss(fused - batch.log_q[:, None], batch.label, batch.rating).mean()
+    for member in members.unbind(1):
+        each = module.loss(member - batch.log_q[:, None], batch.label, batch.rating).mean()
+        wanted = wanted + module.member_loss_weight / 3 * each
+    torch.testing.assert_close(module.training_step(batch, 0), wanted)
+
+
+def test_a_past_changes_the_scores_of_pairs_and_lists_alike(tiny_bert: str, tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "history": 5,
+        "schema": Schema(timestamp="timestamp"),
+        "user_past": PastText("{description}"),
+    }
+    data = make_data(tiny_bert, **options)
+    module = make_module(tiny_bert, behaviour=BehaviourFeatures(8, id_dropout=0.0, history_size=4))
+    trainer(tmp_path, max_epochs=2).fit(module, data)
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert module.results["test"]["fused"]["auc"] > 0
+    module.eval()
+    users, items = np.repeat(np.arange(20), 16), np.tile(np.arange(16), 20)
+    everything = BatchKey(np.arange(len(users)), (0, 1), (0, 0, 0))
+    batch = data.pair_loader(users, items).dataset[everything]
+    scores = module(batch)[1].view(20, 16, -1)
+    grid = module.grid(module.make_side("user", data.everyone("user", "test")), module.catalogue(data, "test"))[1]
+    torch.testing.assert_close(grid, scores, rtol=1e-4, atol=1e-5)
+    early = data.pair_loader(users, items, np.zeros(len(users), np.int64)).dataset[everything]
+    assert not early.user.past.mask.any()
+    assert not torch.allclose(module(early)[1].view(20, 16, -1), scores, atol=1e-3)
+
+
+def test_a_model_of_histories_needs_histories_and_a_frozen_one_no_variants(tiny_bert: str) -> None:
+    module = make_module(tiny_bert, behaviour=BehaviourFeatures(8, history_size=4))
+    with pytest.raises(ConfigError, match=r"data\.history"):
+        prepared(module, make_data(tiny_bert))
+    module = make_module(tiny_bert, encoder={"frozen": True})
+    with pytest.raises(ConfigError, match=r"data\.augmentation"):
+        prepared(module, make_data(tiny_bert, augmentation=TextAugmentation(swap=0.1)))
 
 
 def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(
