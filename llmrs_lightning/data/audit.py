@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal, cast
 
@@ -298,10 +298,5 @@ def _history(rows: _Rows, part: str, history: History) -> Finding:
     for chunk in np.split(target, range(_CHUNK, len(target), _CHUNK)):
         past = history.before(rows.events.user[chunk], times[chunk], max(history.longest, 1))
         found[chunk] = ((past.ages <= 0) & past.mask).any(1)
-    return rows.finding(
-        check,
-        "leak",
-        "rows whose history holds events of their own time or later",
-        found,
-        "each row sees its past alone",
-    )
+    what, none = "rows whose history holds events of their own time or later", "each row sees its past alone"
+    return replace(rows.finding(check, "leak", what, found, none), of=len(target))

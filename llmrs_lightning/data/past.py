@@ -27,7 +27,8 @@ class PastText:
     """A text out of the latest events before a moment, behind the text that a template makes of the table.
 
     The text at a moment holds events that came strictly before it, out of the parts that may be seen, so neither the
-    target nor anything later is ever in it. Each new text costs the encoder: with `every` above 1 a row sees the text
+    target nor anything later is ever in it. The latest comes first, so that what is cut at `max_length` is the oldest.
+    Each new text costs the encoder: with `every` above 1 a row sees the text
     of up to `every - 1` events earlier.
 
     Args:
@@ -123,7 +124,7 @@ class PastText:
     def _join(self, text: pa.Array, place: Ids, start: Ids, end: Ids) -> pa.Array:
         lengths = end - start
         offsets = np.concatenate([[0], np.cumsum(lengths)])
-        within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], lengths) + np.repeat(start, lengths)
+        within = np.repeat(offsets[1:] - 1, lengths) - np.arange(offsets[-1]) + np.repeat(start, lengths)
         lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), text.take(pa.array(place[within])))
         prefix, separator, nothing = (pa.scalar(s, pa.large_string()) for s in (self.prefix, self.separator, ""))
         joined = pc.binary_join_element_wise(prefix, pc.binary_join(lists, separator), nothing)

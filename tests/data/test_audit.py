@@ -10,6 +10,7 @@ from llmrs_lightning.data.audit_content import Summary, knows
 from llmrs_lightning.data.collate import Horizon
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.history import History
+from llmrs_lightning.data.past import PastText
 from llmrs_lightning.data.schema import PARTS, Schema, Tables
 from llmrs_lightning.data.sources import Source
 from llmrs_lightning.data.splits import ColdItems, ColumnSplit, LeaveLastOut, RandomSplit, TemporalSplit
@@ -347,6 +348,16 @@ def test_columns_made_of_held_out_rows_are_found(share, label):
         new = Summary.mean("mean", *drawn[:2], np.zeros_like(drawn[2]), np.ones_like(drawn[2]), size)
         assert "the held-out rows" in knows(new.held, new)
         assert knows(quality, new) == ""
+
+
+def test_texts_of_earlier_reviews_do_not_hold_the_held_out_ones():
+    past = {
+        "user_past": PastText("{review}", last=2, positives=False),
+        "item_past": PastText("{review}", positives=False),
+    }
+    for splitter in (LeaveLastOut(), TemporalSplit(0.6, 0.2), RandomSplit()):
+        data = module(Shop(), splitter, **past)
+        assert look(data, "own review in a text").level == "ok"
 
 
 def test_histories_are_held_to_what_their_rows_may_see():

@@ -79,7 +79,7 @@ def test_histories_and_texts_hold_rows_of_the_allowed_parts_from_strictly_before
             assert (
                 said
                 == " ".join(
-                    [str(pairs.user[row] % 5 + 20), "; ".join(f"paper {i % 7} stone" for i in items[-3:])]
+                    [str(pairs.user[row] % 5 + 20), "; ".join(f"paper {i % 7} stone" for i in items[:-4:-1])]
                 ).strip()
             )
 

@@ -52,7 +52,7 @@ def test_text_at_a_moment_is_that_of_the_plain_loop(rows, last, positives, rando
                 for r in visible
                 if user[r] == who and time[r] < moment and item[r] != 5 and (rating[r] >= 4 or not positives)
             ]
-            titles = [f"thing {item[r]}" for _, r in sorted(told)][-last:]
+            titles = [f"thing {item[r]}" for _, r in sorted(told)][-last:][::-1]
             wanted = "liked " + "; ".join(titles) if titles else ""
             found = texts[int(timeline.at(np.array([who]), np.array([moment]))[0])].as_py()
             assert found == wanted
@@ -65,8 +65,8 @@ def test_every_bounds_the_texts_and_a_row_sees_an_earlier_one():
     assert np.diff(timeline.offsets).tolist() == [3, 1, 1, 1]
     seen = [texts[int(n)].as_py() for n in timeline.at(np.zeros(10, int), time)]
     assert seen[:4] == [""] * 4
-    assert set(seen[4:8]) == {"thing 2; thing 3"}
-    assert set(seen[8:]) == {"thing 1; thing 2"}
+    assert set(seen[4:8]) == {"thing 3; thing 2"}
+    assert set(seen[8:]) == {"thing 2; thing 1"}
 
 
 def test_item_texts_hold_earlier_reviews_and_columns_of_both_tables():
@@ -75,10 +75,10 @@ def test_item_texts_hold_earlier_reviews_and_columns_of_both_tables():
     past = PastText("{age}: {review}", positives=False)
     texts, timeline = past.render(data, events, np.arange(4), "item")
     seen = [texts[int(n)].as_py() for n in timeline.at(np.full(5, 3), np.arange(1, 6))]
-    assert seen[:3] == ["", "20: a fine one", "20: a fine one; 21"]
-    assert seen[3:] == ["20: a fine one; 21; 22: not for me", "20: a fine one; 21; 22: not for me; 20: again"]
+    assert seen[:3] == ["", "20: a fine one", "21; 20: a fine one"]
+    assert seen[3:] == ["22: not for me; 21; 20: a fine one", "20: again; 22: not for me; 21; 20: a fine one"]
     texts, timeline = PastText("{review}", positives=False).render(data, events, np.array([0, 1, 3]), "item")
-    assert texts[int(timeline.at(np.array([3]), np.array([9]))[0])].as_py() == "a fine one; again"  # no empty review
+    assert texts[int(timeline.at(np.array([3]), np.array([9]))[0])].as_py() == "again; a fine one"  # no empty review
 
 
 def test_errors():
@@ -120,7 +120,7 @@ def test_wording_joins_template_and_past_and_knows_each_text_once():
     assert text(("train",), "user", 0, 10) == "20 years."
     assert text(("train",), "user", 0, 11) == "20 years. liked thing 1"
     assert text(("train",), "user", 0, 99) == "20 years. liked thing 1"
-    assert text(("train", "val"), "user", 0, 99) == "20 years. liked thing 1; thing 2"
+    assert text(("train", "val"), "user", 0, 99) == "20 years. liked thing 2; thing 1"
     assert text(("train",), "item", 5, 0) == "unknown"
 
     def fewer(whole):

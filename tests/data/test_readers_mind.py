@@ -1,7 +1,10 @@
 import calendar
+from dataclasses import replace
 
 import pytest
 
+from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.negatives import ImpressionNegatives
 from llmrs_lightning.data.schema import Schema
 from llmrs_lightning.data.sources import MIND
 from llmrs_lightning.data.splits import ColumnSplit
@@ -141,3 +144,23 @@ def test_files_that_are_not_the_owners_are_refused(raw, changes, parts):
         MIND(str(raw("MINDsmall", changes))).load()
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_clicks_are_contrasted_with_what_was_shown_beside_them(raw):
+    schema = replace(SCHEMA, impression="impression_id")
+    data = RecDataModule(MIND(str(raw("MINDsmall"))), schema, ColumnSplit(), negatives=ImpressionNegatives(4))
+    data.setup()
+    (batch,) = data.train_dataloader()
+    items, users = data.data.item_ids, data.data.user_ids
+    rows = [
+        (users[user], items[item], float(label), int(source))
+        for user, item, label, source in zip(
+            batch.user.position, batch.item.position, batch.label, batch.source, strict=True
+        )
+    ]
+    clicks = [(user, item) for user, item, label, _ in rows if label == 1]
+    assert sorted(item for _, item in clicks) == ["N35729", "N55689"]  # those of train-1 and train-4
+    (shown,) = [row for row in rows if row[2] == 0]  # nothing was left unclicked beside the second
+    assert (shown[1], clicks[shown[3]]) == ("N35729", (shown[0], "N55689"))
+    with pytest.raises(ConfigError, match=r"schema\.impression"):
+        RecDataModule(MIND(str(raw("MINDsmall"))), SCHEMA, ColumnSplit(), negatives=ImpressionNegatives(4)).setup()
