@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from llmrs_lightning.data.datamodule import SEES, RecDataModule
+from llmrs_lightning.data.order import counted
 from llmrs_lightning.data.schema import PARTS, Interactions
 from llmrs_lightning.data.text import UNKNOWN
 from llmrs_lightning.data.tokens import Ids, TokenStore
@@ -37,7 +38,7 @@ def describe(data: RecDataModule) -> dict[str, Any]:
     data.setup()
     events = data.data.interactions
     train = data.spec.train
-    known = tuple(np.bincount(rows, minlength=size) > 0 for rows, size in _sides(data, train.user, train.item))
+    known = tuple(counted(rows, size) > 0 for rows, size in _sides(data, train.user, train.item))
     rows = {name: data.parts[name] for name in PARTS if name in data.parts} | {"all": data.rows(*PARTS)}
     return {
         "parts": {name: _part(events, part, *known) for name, part in rows.items()},
@@ -55,16 +56,18 @@ def _sides(data: RecDataModule, user: Ids, item: Ids) -> list[tuple[Ids, int]]:
 
 def _part(events: Interactions, rows: Ids, known_users: Any, known_items: Any) -> dict[str, Any]:
     user, item = events.user[rows], events.item[rows]
-    users, items = np.unique(user), np.unique(item)
-    pairs = len(np.unique(user * len(known_items) + item))
+    users, items = counted(user, len(known_users)) > 0, counted(item, len(known_items)) > 0
+    pairs = user.astype(np.int64) * len(known_items) + item
+    pairs.sort()
+    num_users, num_items = int(users.sum()), int(items.sum())
     answer: dict[str, Any] = {
-        "users": len(users),
-        "items": len(items),
+        "users": num_users,
+        "items": num_items,
         "rows": len(rows),
         "cold_users": float((~known_users[users]).mean()),
         "cold_items": float((~known_items[items]).mean()),
         "positives": float(events.label[rows].mean(dtype=np.float64)),
-        "density": pairs / (len(users) * len(items)),
+        "density": (1 + np.count_nonzero(pairs[1:] != pairs[:-1])) / (num_users * num_items),
     }
     if events.timestamp is not None:
         times = events.timestamp[rows]

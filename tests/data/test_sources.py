@@ -382,6 +382,20 @@ class TestFiles:
             path.write_bytes(gzip.compress(text.encode()) if "gz" in suffix else text.encode())
         assert read_table(str(path)).to_list() == rows
 
+    def test_a_parquet_file_takes_no_memory_and_leaves_no_file(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("LLMRS_CACHE", str(tmp_path / "cache"))
+        values = np.arange(1_000_000)
+        pq.write_table(
+            pa.table({"x": values, "y": pa.array(values % 3).cast(pa.string()).dictionary_encode()}),
+            tmp_path / "a.parquet",
+        )
+        before = pa.total_allocated_bytes()
+        table = read_table(str(tmp_path / "a.parquet"))
+        assert pa.total_allocated_bytes() - before < 1_000_000
+        assert np.array_equal(table.data.column("x").to_numpy(), values)
+        assert table[5] == {"x": 5, "y": "2"}
+        assert not list((tmp_path / "cache").iterdir())
+
     @settings(max_examples=30)
     @given(st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1), min_size=1))
     def test_any_text_survives_a_csv_file(self, tmp_path_factory, values):
