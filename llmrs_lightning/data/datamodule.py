@@ -16,6 +16,7 @@ from llmrs_lightning.data.cache import cache_folder
 from llmrs_lightning.data.collate import Horizon, PairDataset, RecBatch, SideBatch, Texts
 from llmrs_lightning.data.history import ALLOWED, History
 from llmrs_lightning.data.history import fingerprint as history_fingerprint
+from llmrs_lightning.data.mapped import MappedPairs
 from llmrs_lightning.data.negatives import Negatives
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.past import PastText, SideName
@@ -35,6 +36,7 @@ Stage = Literal["train", "val", "fusion", "test", "now"]
 #: parts that a stage may see; `now`, a list for today, sees everything
 SEES: dict[str, Seen] = {**ALLOWED, "now": PARTS}
 _RANKED_CELLS = 2**22
+_MAPPED_FROM = 5_000_000  # training rows from here on stay on disk
 
 
 class RecDataModule(pl.LightningDataModule):
@@ -125,7 +127,7 @@ class RecDataModule(pl.LightningDataModule):
         self.data: RecData = self.schema.validate(tables)
         self.parts: Parts = self.splitter.split(self.data)
         schema = self.schema
-        train = self.pairs("train")
+        train = self._train()
         if self.negatives is not None:
             shown = self.data.interactions.impression
             impression = None if shown is None else shown[self.parts["train"]]
@@ -193,11 +195,15 @@ class RecDataModule(pl.LightningDataModule):
         return self._horizons[seen]
 
     def _past(self, rows: Ids) -> History:
-        wanted = history_fingerprint(self.data, rows)
-        folder = cache_folder(self.cache_dir) / "histories" / wanted[:32]
-        if not folder.is_dir():
-            History.build(self.data, rows).save(folder)
-        return History.open(folder, wanted)
+        folder = cache_folder(self.cache_dir) / "histories" / history_fingerprint(self.data, rows)[:32]
+        return History.write(self.data, rows, folder)
+
+    def _train(self) -> Pairs:
+        if len(self.parts["train"]) < _MAPPED_FROM:
+            return self.pairs("train")
+        name = hashlib.sha256(f"{self.data.fingerprint}{fingerprint(self.parts)}".encode()).hexdigest()
+        folder = cache_folder(self.cache_dir) / "pairs" / name[:32]
+        return MappedPairs.write(self.data.interactions, self.parts["train"], folder)
 
     def everyone(self, side: SideName, stage: Stage) -> SideBatch:
         """Return all users (or items), as they are seen at the end of what `stage` may see."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from llmrs_lightning.data.cache import published
 from llmrs_lightning.data.mapped import ArrayFile
-from llmrs_lightning.data.order import by_user_and_time, counted
+from llmrs_lightning.data.order import before, by_user_and_time, counted
 from llmrs_lightning.data.schema import RecData, hash_array
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError, DataError
@@ -144,7 +144,7 @@ class History:
         user, timestamp = np.asarray(user, np.int64), np.asarray(timestamp, np.int64)
         first = self.offsets[user]
         last = np.where(user < 0, first, self.offsets[np.minimum(user + 1, len(self.offsets) - 1)])
-        end = self._earlier(first, last, timestamp)
+        end = before(self.times, first, last, timestamp)
         start = np.maximum(first, end - limit)
         lengths = end - start
         column = np.arange(max(int(lengths.max(initial=0)), 1))
@@ -155,16 +155,6 @@ class History:
         items[mask], ratings[mask] = self.items[place], self.ratings[place]
         ages[mask] = np.repeat(timestamp, lengths) - self.times[place]
         return Past(items, ratings, ages, mask)
-
-    def _earlier(self, first: Ids, last: Ids, timestamp: Ids) -> Ids:
-        """Find the end of the events before each timestamp by halving all B ranges at once."""
-        low, high = first.copy(), last.copy()
-        for _ in range(self.longest.bit_length()):
-            middle = (low + high) // 2
-            open_ = low < high
-            earlier = open_ & (self.times[np.where(open_, middle, 0)] < timestamp) if len(self) else open_
-            low, high = np.where(earlier, middle + 1, low), np.where(open_ & ~earlier, middle, high)
-        return low
 
     def save(self, folder: str | Path) -> None:
         """Write one .npy file an array and the fingerprint to a new folder, all or nothing.

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llmrs_lightning.data.order import before
 from llmrs_lightning.data.pairs import Floats, Pairs
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError
@@ -46,7 +47,6 @@ class Cells:
 
     def __init__(self, offsets: Ids, columns: NDArray[np.int32]) -> None:
         self.offsets, self.columns = offsets, columns
-        self.longest = int(np.diff(offsets).max(initial=0))
 
     @classmethod
     def build(cls, row: Ids, column: Ids, num_columns: int) -> Cells:
@@ -64,17 +64,10 @@ class Cells:
 
     def holds(self, row: Ids, column: Ids) -> NDArray[np.bool_]:
         """Tell which of the cells at `row` and `column` (K,) are filled; rows beyond the table are empty."""
-        if not self.longest:
-            return np.zeros(len(row), np.bool_)
-        low, end = self._ranges(row)
-        high = end
-        for _ in range(self.longest.bit_length()):
-            open_, middle = low < high, (low + high) // 2
-            below = open_ & (self.columns[np.where(open_, middle, 0)] < column)
-            low, high = np.where(below, middle + 1, low), np.where(open_ & ~below, middle, high)
-        found = low < end
-        held: NDArray[np.bool_] = found & (self.columns[np.where(found, low, 0)] == column)
-        return held
+        first, last = self._ranges(row)
+        place = before(self.columns, first, last, column)
+        found = place < last
+        return np.asarray(found & (self.columns[np.where(found, place, 0)] == column)) if len(self.columns) else found
 
     def _ranges(self, row: Ids) -> tuple[Ids, Ids]:
         last = len(self.offsets) - 1

@@ -1,4 +1,4 @@
-"""The order of events by user and time, a block of users at a time, which takes little memory beside the result."""
+"""Ordered ranges: events by user and time, in blocks that take little memory, and the search in many ranges at once."""
 
 from __future__ import annotations
 
@@ -67,3 +67,24 @@ def _by_time(times: Ids, counts: Ids) -> Ids:
     key &= (1 << rank_bits) - 1
     key += start
     return key
+
+
+def before(values: Integers, first: Ids, last: Ids, bound: Ids) -> Ids:
+    """Return the ends of the values below `bound` in B ascending ranges of `values`, by halving all ranges at once.
+
+    Args:
+        values: Ascending in each range.
+        first: (B,) starts of the ranges.
+        last: (B,) ends of the ranges, exclusive.
+        bound: (B,) what the values are compared with.
+
+    Returns:
+        (B,) places from `first` to `last`: all before them in the range are below the bound, none behind them is.
+    """
+    low, high = first.copy(), last.copy()
+    for _ in range(int((last - first).max(initial=0)).bit_length()):
+        middle = (low + high) // 2
+        unsettled = low < high
+        below = unsettled & (values[np.where(unsettled, middle, 0)] < bound)
+        low, high = np.where(below, middle + 1, low), np.where(unsettled & ~below, middle, high)
+    return low

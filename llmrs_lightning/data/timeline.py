@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from llmrs_lightning.data.order import before
 from llmrs_lightning.data.tokens import Ids
 
 ALWAYS = np.iinfo(np.int64).min
@@ -37,24 +38,3 @@ class Timeline:
             return self.number[position]
         later = before(self.since, self.offsets[position], self.offsets[position + 1], time)
         return self.number[np.maximum(later - 1, self.offsets[position])]
-
-
-def before(values: Ids, first: Ids, last: Ids, bound: Ids) -> Ids:
-    """Return the ends of the values below `bound` in B ascending ranges of `values`, by halving all ranges at once.
-
-    Args:
-        values: Ascending in each range.
-        first: (B,) starts of the ranges.
-        last: (B,) ends of the ranges, exclusive.
-        bound: (B,) what the values are compared with.
-
-    Returns:
-        (B,) places from `first` to `last`: all before them in the range are below the bound, none behind them is.
-    """
-    low, high = first.copy(), last.copy()
-    for _ in range(int((last - first).max(initial=0)).bit_length()):
-        middle = (low + high) // 2
-        unsettled = low < high
-        below = unsettled & (values[np.where(unsettled, middle, 0)] < bound)
-        low, high = np.where(below, middle + 1, low), np.where(unsettled & ~below, middle, high)
-    return low

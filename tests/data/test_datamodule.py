@@ -14,6 +14,7 @@ from datasets import Dataset
 from llmrs_lightning.data.augment import TextAugmentation
 from llmrs_lightning.data.datamodule import SEES, RecDataModule
 from llmrs_lightning.data.history import NO_ITEM
+from llmrs_lightning.data.mapped import MappedPairs
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.negatives import BatchNegatives, PopularityNegatives
 from llmrs_lightning.data.past import PastText
@@ -101,6 +102,18 @@ def test_histories_are_kept_on_disk_and_mapped(isolated: Any) -> None:
     assert history is not None
     assert isinstance(history.items, np.memmap)
     assert data.horizon("test") is data.horizon("test")
+
+
+def test_many_training_pairs_stay_on_disk_and_make_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, Any] = {"negatives": PopularityNegatives(1.0)}
+    small, large = make(**options), make(**options)
+    small.setup()
+    monkeypatch.setattr("llmrs_lightning.data.datamodule._MAPPED_FROM", 1)
+    large.setup()
+    assert isinstance(large.spec.train, MappedPairs)
+    for one, two in zip(batches(small), batches(large), strict=True):
+        for a, b in zip(flat(one), flat(two), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
 
 
 def test_histories_need_timestamps() -> None:

@@ -9,10 +9,11 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrs_lightning.data.order import before
 from llmrs_lightning.data.past import PastText
 from llmrs_lightning.data.schema import Schema, Tables
 from llmrs_lightning.data.text import TextTemplate
-from llmrs_lightning.data.timeline import Timeline, before
+from llmrs_lightning.data.timeline import Timeline
 from llmrs_lightning.data.wording import SideText, Wording
 from llmrs_lightning.errors import ConfigError
 
