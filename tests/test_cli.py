@@ -468,7 +468,10 @@ def quality(tiny_bert: str, folder: Path, scorers: dict[str, Any], frozen: bool 
     config["run"] |= {"patience": 2, "examples": 0, "id": "-".join(scorers) + ("-frozen" if frozen else "")}
     config["trainer"]["max_epochs"] = 8
     config["model"] |= {"behaviour": None, "scorers": scorers}
-    config["model"]["encoder"]["init_args"] |= {"dropout": 0.0, "frozen": frozen}
+    config["model"]["encoder"]["init_args"] |= {
+        "dropout": 0.0,
+        "tuning": {"class_path": "Frozen" if frozen else "Full"},
+    }
     config["data"] |= {"source": {"class_path": "Checkerboard"}, "batch_size": 64}
     output = fit(config, folder / "quality.yaml")
     return Run(folder / "board" / config["run"]["id"], folder / "quality.yaml", output)

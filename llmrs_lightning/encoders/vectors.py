@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmrs_lightning.data.tokens import TokenStore
+from llmrs_lightning.data.tokens import Ids, TokenStore
+from llmrs_lightning.encoders.projection import Whitening
+from llmrs_lightning.encoders.states import Stamp, TextStates, stamp
 from llmrs_lightning.encoders.text import Side, TextEncoder
-
-Stamp = int
-
-
-def stamp(module: nn.Module) -> Stamp:
-    """Return a number that changes whenever a parameter of `module` is written to or replaced."""
-    return hash(tuple((id(p), p._version, p.device) for p in module.parameters()))
 
 
 class TextVectors:
@@ -26,37 +22,57 @@ class TextVectors:
     Args:
         encoder: The text encoder.
         store: The texts.
+        states: States of the layers that rest, which need not run again then; None runs all layers.
     """
 
-    def __init__(self, encoder: TextEncoder, store: TokenStore) -> None:
-        self.encoder, self.store = encoder, store
+    def __init__(self, encoder: TextEncoder, store: TokenStore, states: TextStates | None = None) -> None:
+        self.encoder, self.store, self.states = encoder, store, states
         self._kept: dict[str, tuple[Stamp, Tensor, Tensor]] = {}
 
     def __call__(self, side: Side, numbers: Tensor) -> Tensor:
         """Return the features (U, D) of the texts with these distinct numbers in the token store, (U,)."""
+        return self.encoder.head(self.pooled(side, numbers), side)
+
+    def pooled(self, side: Side, numbers: Tensor) -> Tensor:
+        """Return the pooled vectors (U, P) of the texts with these distinct numbers, (U,)."""
         pooled, known = self._tower(side, numbers.device)
         missing = numbers[~known[numbers]]
         if len(missing):
             self._encode(side, missing.cpu().numpy(), pooled)
             known[missing] = True
-        return self.encoder.head(pooled[numbers], side)
+        return pooled[numbers]
+
+    def fit(self, numbers: Mapping[Side, Tensor]) -> None:
+        """Fit whitenings to the texts of the training rows, unless a checkpoint has brought them.
+
+        Args:
+            numbers: Numbers of the texts of both sides, (U,) each.
+        """
+        for tower, projection in self.encoder.projections.items():
+            if isinstance(projection, Whitening) and not projection.fitted:
+                sides = [side for side in numbers if self.encoder.tower(side) == tower]
+                distinct = torch.unique(torch.cat([numbers[side] for side in sides]))
+                with torch.no_grad():
+                    projection.fit(self.encoder.mixed(self.pooled(sides[0], distinct), sides[0]))
 
     def _tower(self, side: Side, device: torch.device) -> tuple[Tensor, Tensor]:
         tower = self.encoder.tower(side)
-        now = stamp(self.encoder.backbones[tower])
+        pooler = [self.encoder.poolers[tower]] if self.encoder.learns_pooling else []
+        now = stamp(self.encoder.backbones[tower], *pooler)
         if self._kept.get(tower, (None,))[0] != now:
             with torch.inference_mode(False):  # what an evaluation makes, training may go on with
-                pooled = torch.zeros(len(self.store), self.encoder.hidden_size, device=device)
+                pooled = torch.zeros(len(self.store), self.encoder.pooled_size, device=device)
                 self._kept[tower] = (now, pooled, torch.zeros(len(self.store), dtype=torch.bool, device=device))
         return self._kept[tower][1:]
 
     @torch.no_grad()
-    def _encode(self, side: Side, numbers: np.ndarray[tuple[int], np.dtype[np.int64]], pooled: Tensor) -> None:
+    def _encode(self, side: Side, numbers: Ids, pooled: Tensor) -> None:
         training = self.encoder.training
         self.encoder.eval()
         with tqdm(total=len(numbers), desc=f"encode {side} texts", unit="text", delay=3, leave=False) as bar:
             for chunk in self.store.chunks(numbers):
-                vectors = self.encoder.pooled(self.store.batch(chunk).to(pooled.device), side)
-                pooled[torch.from_numpy(chunk).to(pooled.device)] = vectors.to(pooled.dtype)
+                texts, rows = self.store.batch(chunk).to(pooled.device), torch.from_numpy(chunk).to(pooled.device)
+                below = self.states(side, rows, texts) if self.states is not None else None
+                pooled[rows] = self.encoder.pooled(texts, side, below).to(pooled.dtype)
                 bar.update(len(chunk))
         self.encoder.train(training)

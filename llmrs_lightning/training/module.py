@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, cast
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
@@ -17,10 +18,11 @@ from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
-from llmrs_lightning.encoders import TextEncoder, TextVectors
-from llmrs_lightning.encoders.vectors import stamp
+from llmrs_lightning.encoders import Frozen, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders.states import stamp
+from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import ConfigError, DataError, listing
-from llmrs_lightning.features import BehaviourFeatures, Combine, Side, SideSizes
+from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
 from llmrs_lightning.scorers import CrossEncoderScorer, Scorer
 from llmrs_lightning.scorers.baselines import baselines
@@ -106,7 +108,7 @@ class JointRecommender(pl.LightningModule):
         self.table: dict[str, Tensor] = {}
         self.per_user: dict[str, Tensor] = {}
         self._built = False
-        self._catalogue: tuple[Any, Side] | None = None
+        self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
     # ---- building
 
@@ -116,6 +118,8 @@ class JointRecommender(pl.LightningModule):
         data.setup(stage)
         data.ranking = self.ranking
         self.spec = data.spec
+        if stage == "fit" and self.encoder is not None:
+            self.encoder.rest(EVER)  # the optimiser takes all that will ever learn
         if stage == "fit" and self.trainer.world_size > 1:
             self._check_distributed()
 
@@ -186,6 +190,23 @@ class JointRecommender(pl.LightningModule):
         behaviour = [self.behaviour.output_size(side)] if self.behaviour else []
         return [width for width in text + behaviour if width]
 
+
+    def _check_augmentation(self, encoder: TextEncoder) -> None:
+        if isinstance(encoder.tuning, Frozen):
+            raise ConfigError(
+                "the vectors of a frozen encoder are computed once, so its texts cannot vary",
+                where="data.augmentation",
+                fix="set it to null, or model.encoder.tuning to another class",
+            )
+        depth = next(iter(encoder.anatomies.values())).depth
+        some_rest = encoder.tuning.resting(depth, 0) or (self.frozen_epochs and encoder.learns_pooling)
+        if encoder.cache_states and some_rest:
+            raise ConfigError(
+                "the states of the layers that rest are computed once, so the texts cannot vary",
+                where="data.augmentation",
+                fix="set it to null, or model.encoder.cache_states to false",
+            )
+
     def _check_distributed(self) -> None:
         if self.trainer._accelerator_connector.use_distributed_sampler:
             raise ConfigError(
@@ -200,32 +221,38 @@ class JointRecommender(pl.LightningModule):
     @property
     def encoder_learns(self) -> bool:
         """Whether the language model is trained in this epoch."""
-        return self.encoder is not None and not self.encoder.frozen and self.current_epoch >= self.frozen_epochs
+        if self.encoder is None or isinstance(self.encoder.tuning, Frozen):
+            return False
+        return self.current_epoch >= self.frozen_epochs
 
-    def make_side(self, side: SideName, batch: SideBatch) -> Side:
-        """Encode what the data know of users (or items)."""
+    def make_side(self, side: SideName, batch: SideBatch, past_items: Side | None = None) -> Side:
+        """Encode what the data know of users (or items); `past_items` are the K items of the users' pasts."""
         row = batch.position + 1
         index = self.get_buffer(f"{side}_rows")[row]
         text = self._text(side, batch)
         blocks = [] if text is None else [text]
+        past = None
+        if past_items is not None and batch.past is not None:
+            past = PastSide(past_items, batch.past.place, batch.past.ratings, batch.past.ages, batch.past.mask)
         if self.behaviour:
             index = self.behaviour.drop_ids(index)
             if self.behaviour.output_size(side):
-                past = None if batch.past is None else self.get_buffer("item_rows")[batch.past.items + 1]
-                blocks.append(self.behaviour(index, row, side, past))
+                rows = None if past is None else past.items.index[past.place].masked_fill(~past.mask, 0)
+                blocks.append(self.behaviour(index, row, side, rows))
         features = self.combine(blocks, side) if blocks else torch.zeros(len(row), 0, device=row.device)
         if not self.needs_tokens:
-            return Side(index, features, text)
+            return Side(index, features, text, past=past)
         assert batch.texts is not None
         tokens, mask = _unbucket(batch.texts)
-        return Side(index, features, text, tokens[batch.text], mask[batch.text])
+        return Side(index, features, text, tokens[batch.text], mask[batch.text], past)
 
     def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
         if self.encoder is None:
             return None
-        if (self.training and self.encoder_learns) or batch.text_ids is None:
+        if batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
             assert batch.texts is not None
-            vectors = self.encoder(batch.texts, side)
+            below = None if batch.text_ids is None else self._states(side, batch.text_ids, batch.texts)
+            vectors = self.encoder(batch.texts, side, below)
         else:
             vectors = self._vectors(side, batch.text_ids)
         return cast(Tensor, vectors[batch.text])
@@ -236,7 +263,9 @@ class JointRecommender(pl.LightningModule):
         Returns:
             Member outputs (B, M, C) and fused outputs (B, C), float32.
         """
-        user, item = self.make_side("user", batch.user), self.make_side("item", batch.item)
+        items = self.make_side("item", batch.item)
+        item, past_items = items[: len(batch)], items[len(batch) :]
+        user = self.make_side("user", batch.user, past_items)
         members = torch.stack([scorer(user, item).float() for scorer in self.members.values()], 1)
         return members, self.fusion(members)
 
@@ -247,12 +276,21 @@ class JointRecommender(pl.LightningModule):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def catalogue(self, data: RecDataModule, stage: Stage) -> Side:
-        """Return all items as they are seen at `stage`; computed anew only when weights have changed."""
+    def catalogue(self, data: RecDataModule, stage: Stage, first: bool = False) -> Side:
+        """Return all items as they are seen at `stage`, or before their `first` event; computed when weights change."""
         now = (stage, self.training, stamp(self))
-        if self._catalogue is None or self._catalogue[0] != now:
-            self._catalogue = (now, self.make_side("item", data.everyone("item", stage).to(self.device)))
-        return self._catalogue[1]
+        if first not in self._catalogues or self._catalogues[first][0] != now:
+            batch = data.everyone("item", stage, first, tokens=self.needs_tokens).to(self.device)
+            self._catalogues[first] = (now, self.make_side("item", batch))
+        return self._catalogues[first][1]
+
+    def users(self, data: RecDataModule, stage: Stage, batch: SideBatch) -> Side:
+        """Encode users; the items of their pasts are those of the catalogue."""
+        if batch.past is None:
+            return self.make_side("user", batch)
+        # what is said of an item later than some rows stays out, as it does for pairs
+        known = self.catalogue(data, stage, first=data.item_past is not None)
+        return self.make_side("user", batch, known[batch.past.items])
 
     # ---- training
 
@@ -274,9 +312,27 @@ class JointRecommender(pl.LightningModule):
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
 
-    def on_train_epoch_start(self) -> None:
-        """Look up what the model takes for the best, where that is what negatives are drawn from."""
+    def on_fit_start(self) -> None:
+        """Fit what is fitted to the training texts rather than learned."""
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.encoder is not None:
+            horizon, train = data.horizon("train"), data.spec.train
+            texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
+            self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
+
+    def _rest(self, encoder: TextEncoder, data: RecDataModule) -> None:
+        """Let those layers of the language model learn whose turn it is, and keep the states of the others."""
+        encoder.rest(self.current_epoch - self.frozen_epochs)
+        if self.trainer.local_rank == 0:
+            self._states.prepare(data.cache_dir)
+        self.trainer.strategy.barrier()
+        self._states.prepare(data.cache_dir)
+
+    def on_train_epoch_start(self) -> None:
+        """Let layers learn whose turn it is; look up what the model takes for the best, where negatives ask for it."""
+        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        if self.encoder is not None:
+            self._rest(self.encoder, data)
         negatives = data.negatives
         if not isinstance(negatives, HardNegatives) or not self.current_epoch:
             return  # an untrained model knows no hard items
@@ -289,7 +345,7 @@ class JointRecommender(pl.LightningModule):
     def _score_all(self, data: RecDataModule, users: Ids) -> Tensor:
         """Score users at `users` (U,) with all items as training sees them in the end, (U, N)."""
         batch = data.horizon("train").side("user", users, tokens=self.needs_tokens).to(self.device)
-        return self.loss.score(self.grid(self.make_side("user", batch), self.catalogue(data, "train"))[1])
+        return self.loss.score(self.grid(self.users(data, "train", batch), self.catalogue(data, "train"))[1])
 
     def _over_processes(self, values: Tensor) -> None:
         """Replace `values` in place by their maximum over all processes."""
@@ -301,7 +357,12 @@ class JointRecommender(pl.LightningModule):
         total = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(total // max(self.trainer.max_epochs or 1, 1), 1)
         optimizer, scheduler = self.optimizer.build(
-            self, self.language_models, total, per_epoch, encoder_start=self.frozen_epochs * per_epoch
+            self,
+            self.language_models,
+            total,
+            per_epoch,
+            encoder_start=self.frozen_epochs * per_epoch,
+            factors=self.encoder.rates() if self.encoder else {},
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -330,8 +391,9 @@ class JointRecommender(pl.LightningModule):
         if isinstance(batch, RecBatch):
             self.evaluation.add_pairs(batch.rows, self.score_pairs(batch))
             return
-        items = self.catalogue(cast(RecDataModule, self.trainer.datamodule), self.stage)  # type: ignore[attr-defined]
-        members, fused = self.grid(self.make_side("user", batch.user), items)
+        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        items = self.catalogue(data, self.stage)
+        members, fused = self.grid(self.users(data, self.stage, batch.user), items)
         user = batch.user.position
         grids = {FUSED: self.loss.score(fused)}
         if self.baselines and len(self.members) > 1:  # in validation only the fused score is ranked

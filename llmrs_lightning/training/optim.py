@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,15 +49,18 @@ class Optimization:
         if not 0 <= self.warmup < 1:
             raise ConfigError("warmup is a share of the steps", where="model.optimizer.warmup", found=str(self.warmup))
 
-    def groups(self, module: nn.Module, encoders: Iterable[nn.Module]) -> list[dict[str, object]]:
+    def groups(
+        self, module: nn.Module, encoders: Iterable[nn.Module], factors: Mapping[int, float] | None = None
+    ) -> list[dict[str, object]]:
         """Sort the trainable parameters of `module` into groups by learning rate and decay.
 
         Args:
             module: The whole model.
             encoders: The language models inside it.
+            factors: Factors of the learning rates of parameters, by their ids; None or missing: 1.
         """
         encoder_parameters = {id(p) for encoder in encoders for p in encoder.parameters()}
-        groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[str, float, float], list[nn.Parameter]] = {}
         placed: set[int] = set()
         for owner in module.modules():
             for parameter in owner.parameters(recurse=False):
@@ -71,7 +74,7 @@ class Optimization:
                     part, decay = "embedding", self.embedding_weight_decay
                 else:
                     part = "head"
-                groups.setdefault((part, decay), []).append(parameter)
+                groups.setdefault((part, decay, (factors or {}).get(id(parameter), 1.0)), []).append(parameter)
         own = self.embedding_learning_rate
         rates = {
             "encoder": self.encoder_learning_rate,
@@ -79,8 +82,13 @@ class Optimization:
             "head": self.learning_rate,
         }
         return [
-            {"params": params, "lr": rates[part], "weight_decay": decay, "name": f"{part}, decay {decay:g}"}
-            for (part, decay), params in groups.items()
+            {
+                "params": params,
+                "lr": rates[part] * factor,
+                "weight_decay": decay,
+                "name": f"{part}, decay {decay:g}" + (f", rate x {factor:g}" if factor != 1 else ""),
+            }
+            for (part, decay, factor), params in groups.items()
         ]
 
     def build(
@@ -90,6 +98,7 @@ class Optimization:
         total_steps: int,
         steps_per_epoch: int,
         encoder_start: int = 0,
+        factors: Mapping[int, float] | None = None,
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """Make the optimiser and a schedule that is stepped after every training step.
 
@@ -99,18 +108,19 @@ class Optimization:
             total_steps: Steps of the whole training.
             steps_per_epoch: Steps of an epoch.
             encoder_start: Step at which the language models start to learn.
+            factors: Factors of the learning rates of parameters, by their ids.
         """
-        groups = self.groups(module, encoders)
+        groups = self.groups(module, encoders, factors)
         if not groups:
             raise ConfigError("nothing is left to train", where="model", fix="unfreeze the encoder or add a scorer")
         fused = all(p.is_cuda for g in groups for p in g["params"])  # type: ignore[attr-defined]
         factory = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         optimizer = factory(groups, fused=fused)
-        factors = [
+        schedules = [
             self._factor(total_steps, steps_per_epoch, encoder_start if str(g["name"]).startswith("encoder") else 0)
             for g in groups
         ]
-        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
 
     def _factor(self, total: int, per_epoch: int, start: int) -> Callable[[int], float]:
         warmup = math.ceil(self.warmup * (total - start))

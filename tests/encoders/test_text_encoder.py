@@ -8,7 +8,7 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from llmrs_lightning.data.tokens import TokenStore
-from llmrs_lightning.encoders import TextEncoder
+from llmrs_lightning.encoders import Frozen, TextEncoder
 
 TEXTS = [
     "red things",
@@ -74,7 +74,7 @@ def test_shared_towers_are_one_model_and_separate_towers_two(make, store):
 
 
 def test_a_frozen_encoder_trains_its_projection_alone(make, store):
-    encoder = make(frozen=True, projection=5)
+    encoder = make(tuning=Frozen(), projection=5)
     assert [n for n, p in encoder.named_parameters() if p.requires_grad] == [
         "projections.both.weight",
         "projections.both.bias",
@@ -87,7 +87,7 @@ def test_a_frozen_encoder_trains_its_projection_alone(make, store):
 @pytest.mark.parametrize("towers", ["shared", "separate"])
 def test_the_backbone_is_ready_to_train_unless_it_is_frozen(make, towers):
     for frozen in (False, True):
-        for backbone in make(towers=towers, frozen=frozen).backbones.values():
+        for backbone in make(towers=towers, tuning=Frozen() if frozen else None).backbones.values():
             assert all(module.training is not frozen for module in backbone.modules())
 
 

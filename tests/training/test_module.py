@@ -21,7 +21,7 @@ from llmrs_lightning.data.schema import Schema
 from llmrs_lightning.data.sources import Checkerboard
 from llmrs_lightning.data.splits import RandomSplit
 from llmrs_lightning.data.text import TextTemplate
-from llmrs_lightning.encoders import TextEncoder
+from llmrs_lightning.encoders import Frozen, TextEncoder
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import BehaviourFeatures
 from llmrs_lightning.fusion import WeightedAverage
@@ -296,7 +296,7 @@ def test_a_model_of_histories_needs_histories_and_a_frozen_one_no_variants(tiny_
     module = make_module(tiny_bert, behaviour=BehaviourFeatures(8, history_size=4))
     with pytest.raises(ConfigError, match=r"data\.history"):
         prepared(module, make_data(tiny_bert))
-    module = make_module(tiny_bert, encoder={"frozen": True})
+    module = make_module(tiny_bert, encoder={"tuning": Frozen()})
     with pytest.raises(ConfigError, match=r"data\.augmentation"):
         prepared(module, make_data(tiny_bert, augmentation=TextAugmentation(swap=0.1)))
 
