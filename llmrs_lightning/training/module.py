@@ -137,13 +137,10 @@ class JointRecommender(pl.LightningModule):
                     fix=f"set it to the encoder's model, {self.encoder.pretrained}",
                 )
             self.encoder.build()
-            if spec.augments_texts and self.encoder.frozen:
-                raise ConfigError(
-                    "the vectors of a frozen encoder are computed once, so its texts cannot vary",
-                    where="data.augmentation",
-                    fix="set it to null, or model.encoder.frozen to false",
-                )
-            self._vectors = TextVectors(self.encoder, spec.texts)
+            if spec.augments_texts:
+                self._check_augmentation(self.encoder)
+            self._states = TextStates(self.encoder, spec.texts)
+            self._vectors = TextVectors(self.encoder, spec.texts, self._states)
         if self.behaviour is not None:
             if self.behaviour.history_size and not spec.has_history:
                 raise ConfigError(
@@ -189,7 +186,6 @@ class JointRecommender(pl.LightningModule):
         text = [self.encoder.output_size] if self.encoder else []
         behaviour = [self.behaviour.output_size(side)] if self.behaviour else []
         return [width for width in text + behaviour if width]
-
 
     def _check_augmentation(self, encoder: TextEncoder) -> None:
         if isinstance(encoder.tuning, Frozen):
