@@ -127,7 +127,7 @@ class Schema:
         user_id: Id column in the users and interactions tables.
         item_id: Id column in the items and interactions tables.
         rating: Rating column in the interactions, or null for implicit feedback, where each row is a positive.
-        timestamp: Time column in the interactions: whole seconds, dates, or ISO 8601 strings.
+        timestamp: Time column in the interactions: whole seconds since 1970, dates, or ISO 8601 strings.
         split: Column in the interactions that holds train, val, fusion or test; `ColumnSplit` follows it.
         impression: Column in the interactions that tells what was shown together, for `ImpressionNegatives`.
         rating_range: Lowest and highest rating allowed, such as [1, 5]; null to allow any finite number.
@@ -188,9 +188,11 @@ class Schema:
         """Return the users (or items), their ids as strings, and the position of each event's."""
         keys = check.ids(events, "interactions", name, option)
         if table is None and keys is not None:
-            table = Dataset(pa.table({name: keys.drop_null().unique()}), fingerprint=generate_random_fingerprint())
-        ids = check.unique_ids(table, which, name, option)
-        positions = check.positions(keys, ids, which, name)
+            table, positions = _made_of(keys, name)
+            ids = check.unique_ids(table, which, name, option)
+        else:
+            ids = check.unique_ids(table, which, name, option)
+            positions = check.positions(keys, ids, which, name)
         spelt = pa.array([]) if ids is None else ids.cast(pa.large_string())
         return table, to_numpy(spelt).astype(np.object_, copy=False), positions
 
@@ -220,3 +222,12 @@ class Schema:
         roles = [name for name in names if name]
         for name in sorted({name for name in roles if roles.count(name) > 1}):
             check.problems.append(ConfigError("one column has two roles", where="schema", found=f"{name!r} twice"))
+
+
+def _made_of(keys: pa.ChunkedArray, name: str) -> tuple[Dataset, NDArray[np.int32]]:
+    """Make a table of the distinct keys, in the order in which they first come, and find each key's row in it."""
+    chunks = keys.dictionary_encode().chunks  # of one dictionary
+    ids = chunks[0].dictionary if chunks else pa.array([], keys.type)
+    codes = [to_numpy(pc.fill_null(chunk.indices, -1)) for chunk in chunks]
+    table = Dataset(pa.table({name: ids}), fingerprint=generate_random_fingerprint())
+    return table, np.concatenate([np.empty(0, np.int32), *codes])
