@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -14,8 +15,13 @@ from numpy.typing import NDArray
 
 from llmrs_lightning.errors import DataError, LLMRSError, listing, suggestion
 
+log = logging.getLogger(__name__)
+
 _NUMBER = r"^[+-]?((\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|(?i:nan|inf|infinity))$"
 _INTEGER = r"^(0|-?[1-9]\d{0,18})$"
+_MISSING = ("nan", "NaN", "None", "null", "NULL", "<NA>", "N/A")  # as programs spell a missing value in a text
+_LATEST = 10**11  # in seconds the year 5138, in milliseconds 1973
+_UNITS = {"nanoseconds": 10**9, "microseconds": 10**6, "milliseconds": 10**3}
 _SHOWN = 5
 _PIECE = 1 << 20
 
@@ -93,12 +99,12 @@ def _numbers(values: pa.Array) -> pa.Array | None:
     return None
 
 
-def _seconds(values: pa.Array) -> pa.Array | None:
-    """Cast to int64 seconds, null where a value is no time; None if the type holds no times."""
+def _seconds(values: pa.ChunkedArray) -> tuple[pa.ChunkedArray | None, bool]:
+    """Cast to int64 seconds, null where a value is no time, or None if the type holds no times; and tell dates."""
     kind = values.type
     if _is_text(kind):
         if pc.all(pc.match_substring_regex(values, r"^\d{1,18}$")).as_py():
-            return values.cast(pa.int64())
+            return values.cast(pa.int64()), False
         for target in (pa.timestamp("us"), pa.timestamp("us", "UTC")):
             try:
                 values, kind = values.cast(target), target
@@ -106,16 +112,17 @@ def _seconds(values: pa.Array) -> pa.Array | None:
             except pa.ArrowInvalid:
                 continue
     if pa.types.is_integer(kind):
-        return values.cast(pa.int64(), safe=False)
+        return values.cast(pa.int64(), safe=False), False
     if pa.types.is_date(kind):
         values, kind = values.cast(pa.timestamp("ms")), pa.timestamp("ms")
     if pa.types.is_timestamp(kind):
-        return values.cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64())
+        return values.cast(pa.timestamp("s", kind.tz), safe=False).cast(pa.int64()), True
     numbers = None if pa.types.is_boolean(kind) else _numbers(values)
     if numbers is None:
-        return None
-    whole = pc.and_(pc.is_finite(numbers), pc.equal(pc.floor(numbers), numbers))
-    return pc.if_else(pc.fill_null(whole, False), numbers, pa.scalar(None, pa.float64())).cast(pa.int64())
+        return None, False
+    fits = pc.less(pc.abs(numbers), 2.0**63)  # false for NaN and infinity
+    whole = pc.and_(fits, pc.equal(pc.floor(numbers), numbers))
+    return pc.if_else(pc.fill_null(whole, False), numbers, pa.scalar(None, pa.float64())).cast(pa.int64()), False
 
 
 def _fractions(values: pa.Array) -> pa.Array:
@@ -175,12 +182,13 @@ class Check:
         return None
 
     def ids(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.ChunkedArray | None:
-        """Read ids as int64, or else as strings; null where one is missing."""
+        """Read ids as int64, or else as strings; null where one is missing, which NaN and blanks are too."""
         values = self.column(dataset, table, name, option)
         if values is None:
             return None
         where = f"{table}, column {name!r}"
         if pa.types.is_floating(values.type):
+            values = _each(lambda piece: pc.if_else(pc.is_nan(piece), pa.scalar(None, piece.type), piece), values)
             fraction = _each(_fractions, values)
             if _any(fraction):
                 self.add("ids are fractions", where=where, found=_rows(fraction, values))
@@ -199,22 +207,49 @@ class Check:
         return pc.if_else(empty, pa.scalar(None, keys.type), keys)
 
     def unique_ids(self, dataset: Dataset | None, table: str, name: str, option: str) -> pa.ChunkedArray | None:
-        """Read the ids of a table that has one row an id."""
+        """Read the ids of a table that has one row an id.
+
+        An id is a name and is kept as it is spelt. So "nan" may be one, and is warned of; but two ids that differ by
+        the white space around them alone are one id spelt twice, and refused.
+        """
         keys = self.ids(dataset, table, name, option)
         if keys is None:
             return None
         if len(keys) == 0:
             self.add(f"the {table} table has no rows", where=table, fix="give it at least one row")
+        where = f"{table}, column {name!r}"
         counts = keys.drop_null().value_counts()
         twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
         if len(twice):
+            again = pc.is_in(keys, value_set=twice, skip_nulls=True)
             self.add(
                 f"ids come more than once in the {table} table",
-                where=f"{table}, column {name!r}",
-                found=f"{len(twice):,} such ids: {listing(twice.to_pylist(), _SHOWN)}",
+                where=where,
+                found=f"{len(twice):,} such ids in {_rows(again, keys)}",
                 fix="keep one row for each id",
             )
+        if _is_text(keys.type):
+            self._spelling(keys, where)
         return keys
+
+    def _spelling(self, keys: pa.ChunkedArray, where: str) -> None:
+        lost = _each(lambda piece: pc.is_in(piece, value_set=pa.array(_MISSING, piece.type)), keys)
+        if _any(lost):
+            log.warning("%s: ids that look like a missing value are taken as ids: %s", where, _rows(lost, keys))
+        blank = _each(lambda piece: pc.not_equal(pc.utf8_trim_whitespace(piece), piece), keys)
+        if not _any(blank):
+            return
+        trimmed = pc.utf8_trim_whitespace(keys)
+        near = pc.is_in(trimmed, value_set=trimmed.filter(blank).unique(), skip_nulls=True)
+        counts = pc.utf8_trim_whitespace(keys.filter(near).unique()).value_counts()
+        same = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        if len(same):
+            self.add(
+                "ids differ in the white space around them alone",
+                where=where,
+                found=_rows(pc.is_in(trimmed, value_set=same, skip_nulls=True), keys),
+                fix="spell each id in one way in every table, such as without white space",
+            )
 
     def positions(
         self, keys: pa.ChunkedArray | None, ids: pa.ChunkedArray | None, table: str, name: str
@@ -316,12 +351,17 @@ class Check:
         return rating, label
 
     def times(self, events: Dataset, name: str) -> NDArray[np.int64] | None:
-        """Read times as whole seconds, (R,)."""
+        """Read times as whole seconds, (R,).
+
+        A negative number is refused: people do not interact with catalogues before 1970, and -1 is a common sign for
+        an unknown time. A date before 1970 is taken, since whoever wrote it out meant it. A number beyond the year
+        5138 is refused as of a finer unit, since the same column would be right in milliseconds from 1973 on.
+        """
         values = self.column(events, "interactions", name, "timestamp")
         if values is None:
             return None
         where, allowed = f"interactions, column {name!r}", "whole seconds, dates, or ISO 8601 strings"
-        read = _seconds(values)
+        read, dated = _seconds(values)
         if read is None:
             self.add("timestamps are not times", where=where, found=str(values.type), allowed=allowed)
             return None
@@ -331,7 +371,34 @@ class Check:
         bad = pc.and_(pc.is_null(read), pc.is_valid(values))
         if _any(bad):
             self.add("timestamps are not times", where=where, found=_rows(bad, values), allowed=allowed)
+        if not dated:
+            self._range(read, values, where)
         return _filled(read, np.int64, 0)
+
+    def _range(self, read: pa.ChunkedArray, values: pa.ChunkedArray, where: str) -> None:
+        lowest, highest = pc.min_max(read).as_py().values()
+        if lowest is None:
+            return
+        if lowest < 0:
+            self.add(
+                "timestamps are negative",
+                where=where,
+                found=_rows(pc.less(read, 0), values),
+                allowed="seconds since 1970; a time before that as a date, such as 1969-07-20",
+                fix="correct or drop these rows, such as where -1 stands for an unknown time",
+            )
+        unit = next((unit for unit, parts in _UNITS.items() if highest > _LATEST * parts // 1000), None)
+        if unit is None:
+            return
+        late = pc.greater(read, _LATEST)
+        mixed = _any(pc.and_(pc.less_equal(read, _LATEST), pc.greater(read, 0)))
+        self.add(
+            f"timestamps mix seconds and {unit}" if mixed else f"timestamps are {unit}, not seconds",
+            where=where,
+            found=_rows(late, values),
+            allowed=f"seconds since 1970, up to {_LATEST:,}, or dates",
+            fix=f"divide {'these rows' if mixed else 'the column'} by {_UNITS[unit]:,} and round down",
+        )
 
     def impressions(self, events: Dataset, name: str) -> NDArray[np.int64] | None:
         """Number what was shown together, (R,); -1 where the value is missing."""

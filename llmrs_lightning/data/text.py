@@ -47,7 +47,8 @@ _TIDY = (
 def clean(text: str, lowercase: bool = False, stop_words: AbstractSet[str] | None = None) -> str:
     """Bring a text to Unicode's NFKC form, drop control characters, and make each run of white space one space.
 
-    HTML is left alone: what is markup and what is text is for the data's owner to say.
+    HTML is left alone: what is markup and what is text is for the data's owner to say. So are the joiners that emoji,
+    Persian and Indic scripts are written with, and the marks of right-to-left text. The zero-width space goes.
 
     Args:
         text: Any string.

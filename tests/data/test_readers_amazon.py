@@ -147,7 +147,7 @@ def test_2023_from_the_hub(monkeypatch):
         "user_id": ["u"],
         "parent_asin": ["B"],
         "rating": [4.0],
-        "timestamp": [5000],
+        "timestamp": [1588687728923],
         "verified_purchase": [True],
     }
     meta = {"parent_asin": ["B"], "title": ["T &gt; t"], "price": ["None"], "details": ["{}"]}

@@ -62,7 +62,7 @@ def test_an_archive_of_any_name_gives_the_same(raw, zipped):
         ({"BX-Book-Ratings.csv": b"User-ID,ISBN,Book-Rating\n1,2,3\n"}, ["line 1", "a semicolon", "User-ID,ISBN"]),
         (
             {"BX-Book-Ratings.csv": b'"User-ID";"ISBN";"Book-Rating"\r\n"1";"2";"3"\r\n"1";"2"'},
-            ["BX-Book-Ratings.csv", "Row #3: Expected 3 columns, got 2"],
+            ["BX-Book-Ratings.csv", "line 3", "2 cells"],
         ),
         ({"BX-Book-Ratings.csv": b'"User-ID";"ISBN";"Book-Rating"\r\n"1";"2";"x"\r\n'}, ["Row #2", "'x'"]),
     ],

@@ -52,7 +52,7 @@ def test_a_zip_file_and_utf8_give_the_same(raw, zipped):
         ({"item-tag.dat": b"0\n0\n0\n1 1\n"}, ["item-tag.dat, line 4", "more articles"]),
         ({"raw-data.csv": HEADER.replace(b",", b";")}, ["raw-data.csv, line 1", "a comma"]),
         ({"raw-data.csv": HEADER + b'"1","a","7","A","b"\n"3","a","8","A","b"\n'}, ["line 3", "doc.id 3"]),
-        ({"raw-data.csv": HEADER + b'"1","a","7","A","b"\n"2","a","8"'}, ["Row #3: Expected 5 columns, got 3"]),
+        ({"raw-data.csv": HEADER + b'"1","a","7","A","b"\n"2","a","8"'}, ["raw-data.csv, line 3", "3 cells"]),
     ],
 )
 def test_files_that_are_not_the_owners_are_refused(raw, changes, parts):

@@ -135,7 +135,10 @@ def test_names():
             ["line 1", "'2019-11-15 09:05:58'", "11/13/2019 8:36:57 AM"],
         ),
         ({"MINDsmall_dev/news.tsv": b"N1\tnews\tworld\tA\tb\tu\t[]\t[{\n"}, ["news.tsv, line 1", "PGA Tour"]),
-        ({"MINDsmall_dev/news.tsv": b"N1\tnews\tworld\tA\tb\tu\t[]\t[]\nN2\tnews\n"}, ["Row #2: Expected 8 columns"]),
+        (
+            {"MINDsmall_dev/news.tsv": b"N1\tnews\tworld\tA\tb\tu\t[]\t[]\nN2\tnews\n"},
+            ["news.tsv, line 2", "2 cells", "8 cells"],
+        ),
         ({"MINDsmall_dev/news.tsv": b"N1\tnews\tworld\tcaf\xe9\tb\tu\t[]\t[]\n"}, ["news.tsv, line 1", "UTF-8"]),
     ],
 )

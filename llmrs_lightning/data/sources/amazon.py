@@ -20,6 +20,7 @@ from llmrs_lightning.errors import DataError, listing
 
 _PRICE = r"^\s*(?:from\s+)?\$?\s*(?P<price>\d[\d,]*(?:\.\d+)?)(?:\s*-\s*\$?[\d,.]+)?\s*$"
 _SCRIPT = "getTime"  # stands in 2018's titles that are a page's script instead of a title
+_FIRST = 820_454_400_000  # 1996, the year of the first review, in milliseconds
 _LISTS = pa.list_(pa.string())
 _PARTS = {"title": pa.string(), "brand": pa.string(), "category": _LISTS, "description": _LISTS, "features": _LISTS}
 
@@ -191,6 +192,16 @@ class AmazonReviews2023(_AmazonReviews):
     PRICE = pa.float64()
 
     def _seconds(self, times: pa.ChunkedArray) -> pa.ChunkedArray:
+        early = pc.less(times, _FIRST)
+        if pc.any(early).as_py():
+            row = pc.index(early, True).as_py()
+            raise DataError(
+                "a timestamp is not in milliseconds",
+                where=f"path_reviews: {self.path_reviews}, review {row + 1:,}",
+                found=str(times[row]),
+                allowed=f"milliseconds since 1970, from {_FIRST:,} (1996) on",
+                fix=f"get the file again from {self.PAGE}, or use FileSource for a file of your own",
+            )
         return pc.divide(times, 1000)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import mmap
 import re
 import tempfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -22,12 +22,14 @@ from datasets.fingerprint import generate_random_fingerprint
 
 from llmrs_lightning.data.cache import cache_folder
 from llmrs_lightning.data.schema import Tables
+from llmrs_lightning.data.sources import faults
 from llmrs_lightning.data.sources.base import Source
+from llmrs_lightning.data.sources.faults import Fault
 from llmrs_lightning.errors import ConfigError, DataError, listing, suggestion
 
 _HUB = re.compile(r"hf://(?P<name>[\w.-]+(?:/[\w.-]+)?)(?::(?P<config>[^@]+))?(?:@(?P<split>.+))?")
 _BATCH = 1 << 18
-_BLOCK = 16 << 20  # a row must fit into one block of the csv and json readers
+_DAMAGE = (OSError, EOFError, zlib.error)
 
 
 class FileSource(Source):
@@ -102,74 +104,98 @@ def read_table(path: str, option: str = "path", revision: str | None = None) -> 
         )
     try:
         table = reader(file)
-    except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
+    except Fault as fault:
+        where, fix = f"{option}: {file}, line {fault.line:,}", fault.fix or "mend the line, or make the file again"
+        raise DataError(fault.what, where=where, found=fault.found, allowed=fault.allowed, fix=fix) from fault
+    except (*_DAMAGE, pa.ArrowException, csv.Error) as error:
         raise _damaged(file, option, error) from error
     if not table.column_names:
-        raise DataError("the file has no columns", where=f"{option}: {path}")
+        fix = "make the file again, with at least one row"
+        raise DataError("the file has no columns", where=f"{option}: {path}", allowed="named columns", fix=fix)
+    twice = sorted({name for name in table.column_names if table.column_names.count(name) > 1})
+    if twice:
+        fix = "rename or drop all but one of each"
+        raise DataError("columns come twice", where=f"{option}: {path}", found=listing(twice), fix=fix)
     table = table if suffix == ".parquet" else table.replace_schema_metadata(None)
     return Dataset(table, fingerprint=generate_random_fingerprint())  # any other would pickle the table to hash it
 
 
-def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8-sig") if path.suffix == ".gz" else path.open(encoding="utf-8-sig")
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _stream(path: Path) -> pa.NativeFile:
+    return pa.input_stream(str(path), compression="gzip" if path.suffix.lower() == ".gz" else None)
 
 
 def _read_delimited(path: Path, delimiter: str) -> pa.Table:
     with _open(path) as file:
-        header = next(csv.reader(file, delimiter=delimiter), [])
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if not header or twice:
-        raise pa.ArrowInvalid(f"line 1: the columns {listing(twice)} come twice" if twice else "the file is empty")
-    options = {
-        "parse_options": pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        "convert_options": pa.csv.ConvertOptions(
-            column_types=dict.fromkeys(header, pa.large_string()), null_values=[""], strings_can_be_null=True
-        ),
-    }
+        faults.check_encoding(file.read(4))
+        file.seek(0)
+        lines = faults.text_lines(file)
+        header = next(filter(None, csv.reader(lines, delimiter=delimiter)), [])
+        faults.check_header(header, delimiter)
+        if not any(line.strip() for line in lines):
+            return pa.table({name: pa.array([], pa.large_string()) for name in header})
     try:
-        return pa.csv.read_csv(path, read_options=pa.csv.ReadOptions(block_size=_BLOCK), **options)
+        table = pa.csv.read_csv(
+            _stream(path),
+            read_options=pa.csv.ReadOptions(block_size=faults.LONGEST),
+            parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=dict.fromkeys(header, pa.large_string()), null_values=[""], strings_can_be_null=True
+            ),
+        )
     except pa.ArrowInvalid:
-        # only one thread knows the number of the row at fault
-        return pa.csv.read_csv(path, read_options=pa.csv.ReadOptions(block_size=_BLOCK, use_threads=False), **options)
+        _check_rows(path, delimiter, len(header))
+        raise
+    if any("\n" in (value or "") for value in table.slice(len(table) - 1).to_pylist()[0].values()):
+        _check_rows(path, delimiter, len(header))  # the reader takes a quote that is never closed
+    return table
+
+
+def _check_rows(path: Path, delimiter: str, width: int) -> None:
+    with _open(path) as file:
+        faults.check_rows(faults.text_lines(file), delimiter, width)
 
 
 def _read_lines(path: Path) -> pa.Table:
-    options = pa.json.ReadOptions(block_size=_BLOCK)
+    with _open(path) as file:
+        start = file.read(64)
+        faults.check_encoding(start)
+        faults.check_array(start)
+        file.seek(0)
+        next(faults.text_lines(file), "")  # one huge line is refused before the reader takes it
+    options = pa.json.ReadOptions(block_size=faults.LONGEST)
     try:
-        table = pa.json.read_json(path, read_options=options)
+        table = pa.json.read_json(_stream(path), read_options=options)
         # json has no dates: an id or text that looks like one is a string all the same
         dates = pa.schema(
             [(field.name, pa.large_string()) for field in table.schema if pa.types.is_timestamp(field.type)]
         )
-        if not len(dates):
-            return table
-        return pa.json.read_json(path, read_options=options, parse_options=pa.json.ParseOptions(explicit_schema=dates))
-    except pa.ArrowInvalid as error:
+        if len(dates):
+            parse = pa.json.ParseOptions(explicit_schema=dates)
+            table = pa.json.read_json(_stream(path), read_options=options, parse_options=parse)
+        table.validate(full=True)  # the reader takes strings that are not UTF-8
+    except pa.ArrowInvalid:
         with _open(path) as file:
             kinds: dict[str, tuple[type, int]] = {}
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(faults.text_lines(file), 1):
                 _check_line(line, number, kinds)
-        raise error
+        raise
+    return table
 
 
 def _check_line(line: str, number: int, kinds: dict[str, tuple[type, int]]) -> None:
     """Raise an error that names the line, if it is no object or a value's type differs from an earlier line's."""
     if not line.strip():
         return
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise pa.ArrowInvalid(f"line {number}, character {error.pos + 1}: {error.msg}") from None
-    if not isinstance(row, dict):
-        raise pa.ArrowInvalid(f"line {number}: {type(row).__name__}, not an object in braces")
-    for name, value in row.items():
+    for name, value in faults.parsed(line, number).items():
         kind = float if isinstance(value, int) and not isinstance(value, bool) else type(value)
         first, seen = kinds.setdefault(name, (kind, number)) if value is not None else (kind, number)
         if first is not kind:
-            raise pa.ArrowInvalid(
-                f"line {number}: {name!r} is a {_KINDS.get(kind, kind.__name__)}, "
-                f"on line {seen} a {_KINDS.get(first, first.__name__)}"
-            )
+            spelt, other = _KINDS.get(kind, kind.__name__), _KINDS.get(first, first.__name__)
+            raise Fault("a value has another type", number, f"{name!r} is a {spelt}, on line {seen} a {other}")
 
 
 def _read_parquet(path: Path) -> pa.Table:
@@ -177,9 +203,12 @@ def _read_parquet(path: Path) -> pa.Table:
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     with pa.parquet.ParquetFile(path, memory_map=True) as file, tempfile.TemporaryFile(dir=folder) as decoded:
-        with pa.ipc.new_stream(decoded, file.schema_arrow) as writer:
+        # datasets would decode dictionaries itself, into memory
+        fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in file.schema_arrow]
+        plain = pa.schema(fields, file.schema_arrow.metadata)
+        with pa.ipc.new_stream(decoded, plain) as writer:
             for batch in file.iter_batches(_BATCH):
-                writer.write_batch(batch)
+                writer.write_batch(batch.cast(plain))
         decoded.flush()
         mapped = mmap.mmap(decoded.fileno(), 0, access=mmap.ACCESS_READ)
     return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
@@ -242,10 +271,16 @@ def _damaged(path: Path, option: str, error: Exception) -> DataError:
     return DataError(
         "the file cannot be read; it is malformed or cut short",
         where=f"{option}: {path}",
-        found=_first_line(error),
-        allowed="UTF-8 text" if "utf" in str(error).lower() else "",
-        fix="mend the place that is named, or make the file again",
+        found=_first_line(error) + (_how_far(path) if path.suffix.lower() == ".gz" else ""),
+        fix="take .gz off its name"
+        if isinstance(error, gzip.BadGzipFile) and "Not a gzipped" in str(error)
+        else "mend the place that is named, or make the file again",
     )
+
+
+def _how_far(path: Path) -> str:
+    with _open(path) as file:
+        return faults.how_far(file, _DAMAGE)
 
 
 def _first_line(error: Exception) -> str:

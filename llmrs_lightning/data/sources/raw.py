@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import tarfile
 import zipfile
@@ -13,6 +14,8 @@ from typing import IO
 
 import pyarrow as pa
 
+from llmrs_lightning.data.sources import faults
+from llmrs_lightning.data.sources.faults import Fault
 from llmrs_lightning.errors import DataError, listing
 
 _DAMAGE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError)
@@ -92,6 +95,8 @@ class RawFiles:
         """Turn errors of reading a member into a DataError that names it and how far it can be read."""
         try:
             yield
+        except Fault as fault:
+            raise self.error(fault.what, member, fault.line, fault.found, fault.allowed) from fault
         except (*_DAMAGE, pa.ArrowException, UnicodeDecodeError) as error:
             raise self._damaged(member, error) from error
 
@@ -113,7 +118,7 @@ class RawFiles:
 
     def error(self, what: str, member: str, line: int, found: str, allowed: str = "") -> DataError:
         """Make an error that names a member's line, counted from 1."""
-        where = f"{self.option}: {self.shown(member)}, line {line}"
+        where = f"{self.option}: {self.shown(member)}, line {line:,}"
         return DataError(what, where=where, found=found[:300], allowed=allowed, fix=f"get it again from {self.page}")
 
     def _listed(self) -> dict[str, Callable[[], IO[bytes]]]:
@@ -159,14 +164,12 @@ class RawFiles:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         where = f"{self.option}: {self.shown(member)}"
         if isinstance(error, UnicodeDecodeError) or "utf8" in message.lower():
-            line, content = self._not_utf8(member)
-            return DataError(
-                "a line is not UTF-8",
-                where=f"{where}, line {line:,}",
-                found=repr(content)[:300],
-                allowed="UTF-8 text, as the owner publishes it",
-                fix=f"get the file again from {self.page}, or convert it as a whole",
-            )
+            try:
+                with self.stream(member) as stream:
+                    collections.deque(faults.text_lines(stream), 0)
+            except Fault as fault:
+                allowed = f"{fault.allowed}, as its owner publishes it"
+                return self.error(fault.what, member, fault.line, fault.found, allowed)
         if isinstance(error, pa.ArrowException):
             return DataError(
                 "a row cannot be read", where=where, found=message, fix=f"get the file again from {self.page}"
@@ -178,24 +181,12 @@ class RawFiles:
             fix=f"get it again from {self.page}",
         )
 
-    def _not_utf8(self, member: str) -> tuple[int, bytes]:
-        with self.stream(member) as stream:
-            for number, line in enumerate(stream, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError as error:
-                    return number, line[max(0, error.start - 40) : error.end + 40]
-        return 0, b""
-
     def _how_far(self, member: str) -> str:
-        lines = size = 0
         try:
             with self.stream(member) as stream:
-                while block := getattr(stream, "read1", stream.read)(1 << 13):
-                    lines, size = lines + block.count(b"\n"), size + len(block)
+                return faults.how_far(stream, _DAMAGE)
         except _DAMAGE:
-            return f"; {lines:,} lines ({size:,} bytes) can be read"
-        return ""
+            return ""
 
 
 def _opener(path: Path) -> Callable[[], IO[bytes]]:

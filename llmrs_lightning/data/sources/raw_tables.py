@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +10,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.json
 
+from llmrs_lightning.data.sources import faults
 from llmrs_lightning.data.sources.raw import RawFiles
 from llmrs_lightning.errors import DataError, listing
 
-_BLOCK = 16 << 20  # a row must fit into one block of the csv and json readers
 _JOINED = "\x01"  # stands for a delimiter of several characters while Arrow reads
 
 
@@ -49,7 +48,7 @@ def read_delimited(
         DataError: If the columns are others, or a row cannot be read; the error names the file and the row.
     """
     several = len(delimiter) > 1
-    _check_columns(files, member, names, delimiter, header, encoding)
+    width = _check_columns(files, member, names, delimiter, header, encoding)
 
     def read(threads: bool) -> pa.Table:
         with files.stream(member) as stream:
@@ -59,7 +58,7 @@ def read_delimited(
                 read_options=pa.csv.ReadOptions(
                     column_names=None if header else list(names),
                     encoding=encoding,
-                    block_size=_BLOCK,
+                    block_size=faults.LONGEST,
                     use_threads=threads,
                 ),
                 parse_options=pa.csv.ParseOptions(
@@ -78,11 +77,21 @@ def read_delimited(
                 ),
             )
 
+    def check_rows() -> None:
+        with files.stream(member) as stream:
+            lines = faults.text_lines(stream, encoding)
+            single = (line.replace(delimiter, _JOINED) for line in lines) if several else lines
+            faults.check_rows(single, _JOINED if several else delimiter, width, quote, escape)
+
     with files.guarded(member):
         try:
-            return read(threads=True)
+            table = read(threads=True)
         except pa.ArrowInvalid:
+            check_rows()
             return read(threads=False)  # only one thread knows the number of the row at fault
+        if quote and any("\n" in str(value) for row in table[-1:].to_pylist() for value in row.values()):
+            check_rows()  # the reader takes a quote that is never closed
+    return table
 
 
 def read_objects(
@@ -102,11 +111,13 @@ def read_objects(
         DataError: If a line is no such object; the error names the file and the line.
     """
     with files.guarded(member):
+        with files.stream(member) as stream:
+            next(faults.text_lines(stream), "")  # one huge line is refused before the reader takes it
         try:
             with files.stream(member) as stream:
                 table = pa.json.read_json(
                     stream,
-                    read_options=pa.json.ReadOptions(block_size=_BLOCK),
+                    read_options=pa.json.ReadOptions(block_size=faults.LONGEST),
                     parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
                 ).select(schema.names)
             table.validate(full=True)  # the reader takes strings that are not UTF-8
@@ -133,11 +144,12 @@ def read_lines(files: RawFiles, member: str, encoding: str = "utf-8") -> list[st
 
 def _check_columns(
     files: RawFiles, member: str, names: Sequence[str], delimiter: str, header: bool, encoding: str
-) -> None:
+) -> int:
+    """Hold the first line against the owner's columns, and count its cells."""
     with files.guarded(member), files.stream(member) as stream:
-        first = stream.readline().decode("utf-8-sig" if encoding == "utf8" else encoding).rstrip("\r\n")
-    cells = first.split(delimiter)
-    right = set(names) <= {cell.strip().strip('"') for cell in cells} if header else len(cells) == len(names)
+        first = stream.readline(faults.LONGEST).decode("utf-8-sig" if encoding == "utf8" else encoding).rstrip("\r\n")
+    cells = [cell.strip().strip('"') for cell in first.split(delimiter)]
+    right = all(cells.count(name) == 1 for name in names) if header else len(cells) == len(names)
     if not right:
         shown = {"\t": "a tab", ",": "a comma", ";": "a semicolon"}.get(delimiter, repr(delimiter))
         raise files.error(
@@ -147,21 +159,17 @@ def _check_columns(
             repr(first),
             allowed=f"{delimiter.join(names)!r}, parted by {shown}" + ("" if header else ", without a header"),
         )
+    return len(cells)
 
 
 def _line_by_line(files: RawFiles, member: str, schema: pa.Schema, coerce: bool, error: pa.ArrowInvalid) -> pa.Table:
     """Read with Python, either to turn values into the schema's types or to find the line at fault."""
     columns: dict[str, list[Any]] = {name: [] for name in schema.names}
     with files.guarded(member), files.stream(member) as stream:
-        for number, line in enumerate(stream, 1):
+        for number, line in enumerate(faults.text_lines(stream), 1):
             if not line.strip():
                 continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as mistake:
-                raise files.error("a line is no JSON object", member, number, f"{mistake}") from error
-            if not isinstance(row, dict):
-                raise files.error("a line is no JSON object", member, number, line.decode()) from error
+            row = faults.parsed(line, number)
             for field in schema:
                 value = row.get(field.name)
                 if coerce:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-_COMMENT = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+_COMMENT = re.compile(r"<!--.*?(?:-->|\Z)|<(script|style)\b.*?(?:</\1\s*>|\Z)", re.DOTALL | re.IGNORECASE)
 _INLINE = re.compile(r"</?(?:a|b|big|code|em|font|i|s|small|span|strong|sub|sup|tt|u)(?:\s[^<>]*)?>", re.IGNORECASE)
 _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 
@@ -21,9 +21,10 @@ _TAG = re.compile(r"</?[a-zA-Z][^<>]*>")
 def plain_text(text: str | None) -> str | None:
     """Turn a piece of HTML into plain text; None and empty text become None.
 
-    Comments, scripts and style sheets go with their content, tags within a line (`<b>`, `</a>`) go, all others (`<p>`)
-    become a space, entities (`&amp;`, `&#39;`) their character, twice at most, since some owners escaped twice, and
-    each run of white space one space. A `<` that opens no tag, as in "a < b", stays.
+    Comments, scripts and style sheets go with their content, up to the end where they are not closed, as in a browser;
+    tags within a line (`<b>`, `</a>`) go, all others (`<p>`) become a space, entities (`&amp;`, `&#39;`) their
+    character, twice at most, since some owners escaped twice, and each run of white space one space. A `<` that opens
+    no tag, as in "a < b", stays.
     """
     if text and ("<" in text or "&" in text):
         text = html.unescape(_TAG.sub(" ", _INLINE.sub("", _COMMENT.sub(" ", text))))
