@@ -23,11 +23,29 @@ def counted(values: Integers, size: int) -> Ids:
     return counts
 
 
+def by_user(user: Integers, rows: Ids | None = None) -> Ids:
+    """Return rows by user, ties by row, (R,).
+
+    NumPy sorts int64 values several times faster than it finds their order; so what is sorted is user and row, packed
+    into one value.
+
+    Args:
+        user: (R,) positions in the users table.
+        rows: Distinct rows to order; None for all.
+    """
+    row_bits = len(user).bit_length()
+    grouped: Ids = (user if rows is None else user[rows]).astype(np.int64)
+    grouped <<= row_bits
+    for start in range(0, len(grouped), _BLOCK):
+        block = slice(start, min(start + _BLOCK, len(grouped)))
+        grouped[block] |= np.arange(block.start, block.stop) if rows is None else rows[block]
+    grouped.sort()
+    grouped &= (1 << row_bits) - 1
+    return grouped
+
+
 def by_user_and_time(user: Integers, times: Ids, num_users: int, rows: Ids | None = None) -> Iterator[Ids]:
     """Yield rows by user, then by time, ties by row: in blocks of whole users, about 4 M rows each.
-
-    NumPy sorts int64 values several times faster than it finds their order. So what is sorted is user and row, packed
-    into one value, which groups the users; then, block by block, user, time, and the place within the group.
 
     Args:
         user: (R,) positions in the users table.
@@ -35,19 +53,12 @@ def by_user_and_time(user: Integers, times: Ids, num_users: int, rows: Ids | Non
         num_users: Users in all.
         rows: Distinct rows to order; None for all.
     """
-    row_bits = len(user).bit_length()
-    grouped = (user if rows is None else user[rows]).astype(np.int64)
-    counts = counted(grouped, num_users)
-    grouped <<= row_bits
-    for start in range(0, len(grouped), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(grouped)))
-        grouped[block] |= np.arange(block.start, block.stop) if rows is None else rows[block]
-    grouped.sort()
-    ends = np.cumsum(counts)
+    counts = counted(user if rows is None else user[rows], num_users)
+    grouped, ends = by_user(user, rows), np.cumsum(counts)
     users = np.unique([0, *np.searchsorted(ends, np.arange(_BLOCK, len(grouped), _BLOCK)) + 1, num_users])
     for low, high in pairwise(users):
         if counts[low:high].any():
-            row = grouped[ends[low] - counts[low] : ends[high - 1]] & (1 << row_bits) - 1
+            row = grouped[ends[low] - counts[low] : ends[high - 1]]
             yield row[_by_time(times[row], counts[low:high])]
 
 

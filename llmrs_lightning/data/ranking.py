@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llmrs_lightning.data.collate import Horizon, SideBatch
 from llmrs_lightning.data.movable import Movable
+from llmrs_lightning.data.order import by_user, counted
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.samplers import BatchKey
 from llmrs_lightning.data.tokens import Ids
@@ -30,8 +31,7 @@ class ItemLists:
     @classmethod
     def of(cls, user: Ids, item: Ids, num_users: int) -> ItemLists:
         """Group `item` by `user`, both (R,), keeping the order of rows."""
-        counts = np.bincount(user, minlength=num_users)
-        return cls(np.concatenate([[0], np.cumsum(counts)]), item[np.argsort(user, kind="stable")])
+        return cls(np.concatenate([[0], np.cumsum(counted(user, num_users))]), item[by_user(user)])
 
     def __getitem__(self, user: int) -> Ids:
         return self.items[self.offsets[user] : self.offsets[user + 1]]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmrs_lightning.data import order
-from llmrs_lightning.data.order import by_user_and_time, counted
+from llmrs_lightning.data.order import by_user, by_user_and_time, counted
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def test_agrees_with_lexsort(events, last, some, seed):
     blocks = list(by_user_and_time(user, times, 12, rows))
     chosen = np.arange(events) if rows is None else rows
     expected = chosen[np.lexsort((chosen, times[chosen], user[chosen]))]
+    assert by_user(user, rows).tolist() == chosen[np.lexsort((chosen, user[chosen]))].tolist()
     assert np.concatenate([np.zeros(0, np.int64), *blocks]).tolist() == expected.tolist()
     assert all(len(block) for block in blocks)
     assert len({u for block in blocks for u in set(user[block])}) == sum(len(set(user[block])) for block in blocks)
