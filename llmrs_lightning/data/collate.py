@@ -9,31 +9,46 @@ import torch
 from torch import Tensor
 
 from llmrs_lightning.data.augment import TextAugmentation
-from llmrs_lightning.data.history import History
+from llmrs_lightning.data.history import History, Past
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.negatives import Negatives
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.samplers import BatchKey
-from llmrs_lightning.data.timeline import Timeline
+from llmrs_lightning.data.timeline import ALWAYS, Timeline
 from llmrs_lightning.data.tokens import Ids, TextBatch, TokenStore
 
 
 @dataclass
 class PastBatch(Movable):
-    """What users did before, (B, L) each, oldest first, padding behind; see `history.Past`.
+    """What users did before, oldest first, padding behind; see `history.Past`.
 
     Args:
-        items: Item positions, int64; -1 for padding.
-        ratings: float32; NaN where the data have none, 0 for padding.
-        ages: Seconds from the event to the moment of the row, int64; 0 for padding.
-        mask: Whether there is an event, bool.
+        items: (K,) distinct item positions, one or more.
+        place: (B, L) index into `items`, int64; 0 for padding.
+        ratings: (B, L) float32; NaN where the data have none, 0 for padding.
+        ages: (B, L) seconds from the event to the moment of the row, int64; 0 for padding.
+        mask: (B, L) whether there is an event, bool.
     """
 
     items: Tensor
+    place: Tensor
     ratings: Tensor
     ages: Tensor
     mask: Tensor
+
+    @classmethod
+    def of(cls, past: Past) -> PastBatch:
+        """Number the distinct items."""
+        items = np.unique(past.items[past.mask])
+        items = items if len(items) else np.zeros(1, np.int64)
+        place = np.where(past.mask, np.searchsorted(items, past.items), 0)
+        return cls(*map(torch.from_numpy, (items, place, past.ratings, past.ages, past.mask)))
+
+    @classmethod
+    def nothing(cls, rows: int) -> PastBatch:
+        """Return the past of `rows` users who did nothing."""
+        return cls.of(Past(*(np.zeros((rows, 1), kind) for kind in (np.int64, np.float32, np.int64, np.bool_))))
 
 
 @dataclass
@@ -65,7 +80,8 @@ class RecBatch(Movable):
     Args:
         rows: (B,) row number of each pair in its table, -1 for a pair drawn as a negative.
         user: The users of the pairs.
-        item: Their items.
+        item: Their items; behind the B items of the pairs the K distinct ones of the users' pasts, so that a text comes
+            once however it is used.
         label: (B,) float32, 1 for a positive pair; NaN where it is not known.
         rating: (B,) float32; NaN where it is not known.
         source: (B,) for a drawn pair the place in this batch of the row that it belongs to, for a row its own place.
@@ -148,8 +164,7 @@ class Horizon:
                 varied = self._without_a_field(ids, draw)
                 batch.texts = self.texts.store.batch(varied, augmentation=self.augmentation, seeds=draw)
         if self.history is not None and name == "user":
-            past = self.history.before(position, time, self.limit)
-            batch.past = PastBatch(*map(torch.from_numpy, past))
+            batch.past = PastBatch.of(self.history.before(position, time, self.limit))
         return batch
 
     def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:
@@ -192,10 +207,15 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
             pairs, source = pairs.join(drawn.pairs.take(mine)), np.concatenate([source, drawn.source[mine] - first])
             if self.negatives.log_q is not None:
                 log_q = torch.from_numpy(self.negatives.log_q[pairs.item])
+        user = self.horizon.side("user", pairs.user, pairs.time, key.draw)
+        item, time = pairs.item, pairs.time
+        if user.past is not None:
+            item = np.concatenate([item, user.past.items.numpy()])
+            time = np.concatenate([time, np.full(len(item) - len(time), ALWAYS)])
         return RecBatch(
             torch.from_numpy(rows),
-            self.horizon.side("user", pairs.user, pairs.time, key.draw),
-            self.horizon.side("item", pairs.item, pairs.time, key.draw),
+            user,
+            self.horizon.side("item", item, time, key.draw),
             torch.from_numpy(pairs.label),
             torch.from_numpy(pairs.rating),
             torch.from_numpy(source),

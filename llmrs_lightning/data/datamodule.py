@@ -28,6 +28,7 @@ from llmrs_lightning.data.sources import Source
 from llmrs_lightning.data.spec import DataSpec, Targets
 from llmrs_lightning.data.splits import Parts, RandomSplit, Splitter, fingerprint
 from llmrs_lightning.data.text import TextTemplate
+from llmrs_lightning.data.timeline import ALWAYS
 from llmrs_lightning.data.tokens import Ids, TokenStore
 from llmrs_lightning.data.wording import Seen, SideText, Wording
 from llmrs_lightning.errors import ConfigError
@@ -205,10 +206,12 @@ class RecDataModule(pl.LightningDataModule):
         folder = cache_folder(self.cache_dir) / "pairs" / name[:32]
         return MappedPairs.write(self.data.interactions, self.parts["train"], folder)
 
-    def everyone(self, side: SideName, stage: Stage) -> SideBatch:
-        """Return all users (or items), as they are seen at the end of what `stage` may see."""
-        table = self.data.users if side == "user" else self.data.items
-        return self.horizon(stage).side(side, np.arange(len(table)), tokens=False)
+    def everyone(self, side: SideName, stage: Stage, first: bool = False, tokens: bool = False) -> SideBatch:
+        """Return all users (or items), as they are after all that `stage` may see, or before their `first` event."""
+        position = np.arange(len(self.data.users if side == "user" else self.data.items))
+        return self.horizon(stage).side(
+            side, position, np.full(len(position), ALWAYS) if first else None, tokens=tokens
+        )
 
     def rows(self, *parts: str) -> Ids:
         """Return the row ids of these parts together, in order."""

@@ -48,10 +48,14 @@ class BehaviourFeatures(nn.Module):
             self.past = nn.EmbeddingBag(item.num_rows + 1, self.history_size, mode="mean", padding_idx=0)
             nn.init.normal_(self.past.weight, std=_INIT_STD)
 
+    def widths(self, side: str) -> list[int]:
+        """Return the widths of the fields of `side` in order: id, each category, numbers, past; none of width 0."""
+        past = [self.history_size] if side == "user" and self.history_size else []
+        return cast(_SideEmbedding, self.sides[side]).widths + past
+
     def output_size(self, side: str) -> int:
         """Return the width of the features of `side`."""
-        own = cast(_SideEmbedding, self.sides[side]).output_size
-        return own + self.history_size if side == "user" else own
+        return sum(self.widths(side))
 
     def drop_ids(self, index: Tensor) -> Tensor:
         """Replace a share of `index` (B,) by 0 while training."""
@@ -93,7 +97,7 @@ class _SideEmbedding(nn.Module):
         self.use_numbers = use_numbers
         self.register_buffer("numbers", torch.from_numpy(table.numbers), persistent=False)
         numbers = table.numbers.shape[1] if use_numbers else 0
-        self.output_size = id_size + category_size * len(self.categories) + numbers
+        self.widths = [w for w in (id_size, *[category_size] * len(self.categories), numbers) if w]
 
     def forward(self, index: Tensor, table_row: Tensor) -> Tensor:
         parts = [self.ids(index)] if self.ids is not None else []

@@ -11,6 +11,29 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
+class PastSide:
+    """What the users of a batch did before, oldest first, padding behind.
+
+    Args:
+        items: The K distinct items.
+        place: (B, L) index into `items`; 0 for padding.
+        ratings: (B, L) float32; NaN where the data have none.
+        ages: (B, L) seconds from the event to the moment of the row.
+        mask: (B, L) bool, whether there is an event.
+    """
+
+    items: Side
+    place: Tensor
+    ratings: Tensor
+    ages: Tensor
+    mask: Tensor
+
+    def __getitem__(self, rows: Tensor | slice) -> PastSide:
+        """Select users."""
+        return PastSide(self.items, self.place[rows], self.ratings[rows], self.ages[rows], self.mask[rows])
+
+
+@dataclass(frozen=True)
 class Side:
     """The users (or the items) of a batch, as scorers see them.
 
@@ -20,6 +43,7 @@ class Side:
         text: (B, D) text vectors; None without a text encoder.
         tokens: (B, L) token ids, given only to scorers with `needs_tokens`.
         mask: (B, L) bool, the padding mask of `tokens`.
+        past: What users did before; None for items, and without histories.
     """
 
     index: Tensor
@@ -27,6 +51,7 @@ class Side:
     text: Tensor | None = None
     tokens: Tensor | None = None
     mask: Tensor | None = None
+    past: PastSide | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -39,11 +64,19 @@ class Side:
 
 @dataclass(frozen=True)
 class SideSizes:
-    """Widths of one side: number of ids (the unknown one not counted), F features, D text (0 without text)."""
+    """Widths of one side.
+
+    Args:
+        num_ids: Number of ids, the unknown one not counted.
+        features: F, the width of the features.
+        text: D, the width of the text vectors; 0 without text.
+        fields: Widths of the fields that the features are made of, in order; they add up to F. Empty for one field.
+    """
 
     num_ids: int
     features: int
     text: int
+    fields: tuple[int, ...] = ()
 
 
 class Combine(nn.Module):

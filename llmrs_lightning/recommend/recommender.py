@@ -12,7 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from llmrs_lightning.data.collate import SideBatch
+from llmrs_lightning.data.collate import PastBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.ranking import ItemLists
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
@@ -116,7 +116,7 @@ class Recommender:
             if exclude_seen:
                 candidates = candidates & ~seen.mask(part, len(items))
             names = [str(self.data.data.user_ids[p]) for p in part]
-            sides = self.module.make_side("user", horizon.side("user", part).to(self.module.device))
+            sides = self.module.users(self.data, stage, horizon.side("user", part).to(self.module.device))
             rows += self._rank(names, sides, items, candidates, keys, k)
         if texts:
             candidates = allowed.expand(len(texts), -1)
@@ -138,9 +138,9 @@ class Recommender:
         with TemporaryDirectory() as folder:  # what a user writes is not kept
             store = TokenStore.build(words, self.data.tokenizer, self.data.max_length, folder)
             tokens = store.batch(np.arange(len(words)))
-        unknown = torch.full((len(texts),), -1)
-        batch = SideBatch(unknown, torch.from_numpy(index), texts=tokens)
-        return self.module.make_side("user", batch.to(self.module.device))
+        past = PastBatch.nothing(len(texts)) if self.data.history else None
+        batch = SideBatch(torch.full((len(texts),), -1), torch.from_numpy(index), texts=tokens, past=past)
+        return self.module.users(self.data, "test", batch.to(self.module.device))
 
     def _rank(
         self, names: list[str], users: Side, items: Side, candidates: Tensor, keys: Tensor | None, k: int

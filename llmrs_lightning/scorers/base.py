@@ -26,10 +26,12 @@ class Scorer(nn.Module, ABC):
 
     Attributes:
         needs_tokens: The scorer reads token ids, not vectors.
+        needs_past: The scorer reads what users did before.
         has_grid: `grid` is possible; else only pairs can be scored.
     """
 
     needs_tokens = False
+    needs_past = False
     has_grid = True
 
     @abstractmethod

@@ -141,20 +141,22 @@ class JointRecommender(pl.LightningModule):
                 self._check_augmentation(self.encoder)
             self._states = TextStates(self.encoder, spec.texts)
             self._vectors = TextVectors(self.encoder, spec.texts, self._states)
+        readers = [name for name, scorer in self.members.items() if scorer.needs_past]
+        readers += ["behaviour.history_size"] if self.behaviour and self.behaviour.history_size else []
+        if readers and not spec.has_history:
+            raise ConfigError(
+                f"{listing(readers)} read histories, and the data give none",
+                where="data.history",
+                found="0",
+                fix="set it to the events that a user's past may hold, such as 50; it needs schema.timestamp",
+            )
         if self.behaviour is not None:
-            if self.behaviour.history_size and not spec.has_history:
-                raise ConfigError(
-                    "the model reads histories, and the data give none",
-                    where="model.behaviour.history_size",
-                    found=str(self.behaviour.history_size),
-                    fix="set data.history to the events that a user's past may hold, such as 50",
-                )
             self.behaviour.build(spec.users, spec.items)
         blocks: dict[str, list[int]] = {side: self._widths(side) for side in SIDES}
         self.combine.build(blocks)
         text = self.encoder.output_size if self.encoder else 0
         user, item = (
-            SideSizes(table.num_rows, sum(blocks[side]), text)
+            SideSizes(table.num_rows, sum(blocks[side]), text, self._fields(side))
             for side, table in zip(SIDES, (spec.users, spec.items), strict=True)
         )
         if spec.has_negatives and not isinstance(self.loss, BinaryCrossEntropy):
@@ -186,6 +188,10 @@ class JointRecommender(pl.LightningModule):
         text = [self.encoder.output_size] if self.encoder else []
         behaviour = [self.behaviour.output_size(side)] if self.behaviour else []
         return [width for width in text + behaviour if width]
+
+    def _fields(self, side: SideName) -> tuple[int, ...]:
+        behaviour = self.behaviour.widths(side) if self.behaviour else []
+        return (*self._widths(side)[: 1 if self.encoder else 0], *behaviour)
 
     def _check_augmentation(self, encoder: TextEncoder) -> None:
         if isinstance(encoder.tuning, Frozen):
@@ -410,7 +416,7 @@ class JointRecommender(pl.LightningModule):
             columns = {"score": self.loss.score(output), LOSS: self.loss(output, batch.label, batch.rating)}
             columns |= {name: getattr(self.loss, name)(output) for name in PREDICTIONS}
             values[system] = {name: column for name, column in columns.items() if column is not None}
-        user, item = batch.user.position, batch.item.position
+        user, item = batch.user.position, batch.item.position[: len(batch)]
         return values | {name: {"score": b.score(user, item)} for name, b in self.baselines.items()}
 
     def _finish(self, stage: Literal["val", "test"]) -> None:

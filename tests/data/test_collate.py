@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llmrs_lightning.data.augment import TextAugmentation
-from llmrs_lightning.data.collate import Horizon, PairDataset, Texts
+from llmrs_lightning.data.collate import Horizon, PairDataset, PastBatch, Texts
 from llmrs_lightning.data.history import History
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.negatives import BatchNegatives
@@ -194,9 +194,24 @@ def test_batches_without_text_move_too():
 
 def test_users_see_what_came_strictly_before_their_pair(texts):
     past = PairDataset(PAIRS, full_horizon(texts))[key(np.arange(ROWS))].user.past
-    assert past.mask[:, 0].tolist() == (PAIRS.time > 0).tolist()
-    assert past.items[:, 0].tolist() == np.where(PAIRS.time > 0, PAIRS.user % NUM_ITEMS, -1).tolist()
+    seen = PAIRS.time > 0
+    assert past.mask[:, 0].tolist() == seen.tolist()
+    assert past.items.tolist() == np.unique(PAIRS.user[seen] % NUM_ITEMS).tolist()
+    assert past.items[past.place[:, 0]][past.mask[:, 0]].tolist() == (PAIRS.user % NUM_ITEMS)[seen].tolist()
     assert past.ages[:, 0].tolist() == PAIRS.time.tolist()
+
+
+def test_the_items_of_the_pasts_follow_those_of_the_pairs_with_their_texts(texts):
+    batch = PairDataset(PAIRS, full_horizon(texts))[key(np.arange(9))]
+    assert batch.item.position.tolist() == [*PAIRS.item[:9], *batch.user.past.items]
+    assert batch.item.text_ids[batch.item.text].tolist() == texts.item.number[batch.item.position].tolist()
+
+
+def test_users_without_a_past_have_an_empty_one():
+    past = PastBatch.nothing(3)
+    assert past.items.tolist() == [0]
+    assert past.place.tolist() == [[0]] * 3
+    assert not past.mask.any()
 
 
 def test_training_texts_lose_fields_and_keep_their_numbers(texts):

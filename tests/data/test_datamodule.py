@@ -13,7 +13,6 @@ from datasets import Dataset
 
 from llmrs_lightning.data.augment import TextAugmentation
 from llmrs_lightning.data.datamodule import SEES, RecDataModule
-from llmrs_lightning.data.history import NO_ITEM
 from llmrs_lightning.data.mapped import MappedPairs
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.negatives import BatchNegatives, PopularityNegatives
@@ -75,7 +74,7 @@ def test_histories_and_texts_hold_rows_of_the_allowed_parts_from_strictly_before
         for row in range(len(pairs)):
             past = seen[(events.user[seen] == pairs.user[row]) & (events.timestamp[seen] < pairs.time[row])]
             items = events.item[past].tolist()
-            assert batch.past.items[row][batch.past.mask[row]].tolist() == items[-4:]
+            assert batch.past.items[batch.past.place[row]][batch.past.mask[row]].tolist() == items[-4:]
             said = data.wording.texts[int(batch.text_ids[batch.text[row]])]
             assert (
                 said
@@ -91,7 +90,7 @@ def test_now_sees_everything(tiny_bert: str) -> None:
     past = data.everyone("user", "now").past
     assert past is not None
     wanted = (np.arange(USERS)[:, None] + np.arange(EACH)[-4:]) % ITEMS
-    assert past.items.tolist() == wanted.tolist()
+    assert past.items[past.place].tolist() == wanted.tolist()
     assert (past.ages > 0).all()
 
 
@@ -178,7 +177,8 @@ def described(batch: Any) -> list[tuple[Any, ...]]:
             tokens[side] = [texts[int(half.texts.position[place])] for place in half.text]
     for row in range(len(batch)):
         values = [batch.user.position[row], batch.item.position[row], batch.label[row], batch.rows[row]]
-        past = [] if batch.user.past is None else batch.user.past.items[row][batch.user.past.items[row] != NO_ITEM]
+        seen = batch.user.past
+        past = [] if seen is None else seen.items[seen.place[row]][seen.mask[row]]
         corrected = () if batch.log_q is None else (float(batch.log_q[row]),)
         said = tuple(tokens[side][row] for side in tokens)
         rows.append((*(float(v) for v in values), tuple(int(i) for i in past), *corrected, *said))

@@ -122,5 +122,6 @@ def test_a_user_is_seen_as_before_the_first_item_to_be_found():
     target = replace(make([4, 6, 0]), time=np.array([3, 9, 2]))
     data = RankingDataset(make([]), target, NUM_USERS, NUM_ITEMS, Horizon(history=history, limit=9))
     past = data[key([0, 1])].user.past
-    assert past.items.tolist() == [[0, 1], [2, -1]]
+    assert past.items[past.place].tolist() == [[0, 1], [2, 0]]
+    assert past.mask.tolist() == [[True, True], [True, False]]
     assert past.ages.tolist() == [[2, 1], [5, 0]]

@@ -285,7 +285,7 @@ def test_a_past_changes_the_scores_of_pairs_and_lists_alike(tiny_bert: str, tmp_
     everything = BatchKey(np.arange(len(users)), (0, 1), (0, 0, 0))
     batch = data.pair_loader(users, items).dataset[everything]
     scores = module(batch)[1].view(20, 16, -1)
-    grid = module.grid(module.make_side("user", data.everyone("user", "test")), module.catalogue(data, "test"))[1]
+    grid = module.grid(module.users(data, "test", data.everyone("user", "test")), module.catalogue(data, "test"))[1]
     torch.testing.assert_close(grid, scores, rtol=1e-4, atol=1e-5)
     early = data.pair_loader(users, items, np.zeros(len(users), np.int64)).dataset[everything]
     assert not early.user.past.mask.any()
