@@ -11,6 +11,7 @@ from torch.nn import functional
 from llmrs_lightning.features.combine import Side, SideSizes
 from llmrs_lightning.scorers.base import Scorer
 
+Activation = Literal["relu", "gelu", "silu", "tanh"]
 _ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
 
 
@@ -38,7 +39,7 @@ class DNNScorer(Scorer):
         self,
         hidden_sizes: list[int] | None = None,
         dropout: float = 0.1,
-        activation: Literal["relu", "gelu", "silu", "tanh"] = "relu",
+        activation: Activation = "relu",
     ) -> None:
         super().__init__()
         self.hidden_sizes, self.dropout, self.activation = hidden_sizes or [128, 64], dropout, activation

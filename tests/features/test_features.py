@@ -44,6 +44,17 @@ def test_widths(options, user, item):
         assert features(rows, rows, "item").shape == (3, item)
 
 
+def test_the_widths_of_the_fields_are_those_of_their_columns():
+    features = make(id_size=4, category_size=3, history_size=5)
+    assert features.widths("user") == [4, 3, 3, 2, 5]
+    assert features.widths("item") == [4]
+    assert make(id_size=0, category_size=0, use_numbers=False).widths("user") == []
+    rows = torch.tensor([2])
+    blocks = features(rows, rows, "user")[0].split(features.widths("user"))
+    assert blocks[3].tolist() == [0.5, 2.0]
+    torch.testing.assert_close(blocks[2], features.sides["user"].categories[1].weight[1])
+
+
 def test_ids_categories_and_numbers_stand_side_by_side():
     features = make(id_size=4, category_size=3)
     side = features.sides["user"]

@@ -13,16 +13,45 @@ import llmrs_lightning.scorers as package
 from llmrs_lightning.data.tokens import TokenStore
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import Side, SideSizes
-from llmrs_lightning.scorers import CrossEncoderScorer, DNNScorer, MFScorer, Scorer, SemanticScorer, base
+from llmrs_lightning.scorers import (
+    CrossEncoderScorer,
+    DCNScorer,
+    DeepFMScorer,
+    DNNScorer,
+    FMScorer,
+    MFScorer,
+    Scorer,
+    SemanticScorer,
+    WideDeepScorer,
+    base,
+)
 from llmrs_lightning.scorers.cross_encoder import join_pairs
 
-USERS, ITEMS = SideSizes(num_ids=6, features=7, text=4), SideSizes(num_ids=9, features=5, text=4)
+USERS = SideSizes(num_ids=6, features=7, text=4, fields=(4, 2, 1))
+ITEMS = SideSizes(num_ids=9, features=5, text=4)
 
 FACTORIES = {
     DNNScorer: {
         "default": lambda: DNNScorer(),
         "gelu": lambda: DNNScorer([16, 8, 4], dropout=0.0, activation="gelu"),
         "one layer": lambda: DNNScorer([5], activation="tanh"),
+    },
+    FMScorer: {
+        "default": lambda: FMScorer(),
+        "dropout": lambda: FMScorer(size=3, dropout=0.3),
+    },
+    DeepFMScorer: {
+        "default": lambda: DeepFMScorer(size=4),
+        "small": lambda: DeepFMScorer(3, [6], dropout=0.0, activation="gelu"),
+    },
+    WideDeepScorer: {
+        "default": lambda: WideDeepScorer(),
+        "no crosses": lambda: WideDeepScorer([6, 3], crosses=False),
+    },
+    DCNScorer: {
+        "default": lambda: DCNScorer(size=4),
+        "low rank": lambda: DCNScorer(size=3, layers=3, rank=2, hidden_sizes=[]),
+        "mixture": lambda: DCNScorer(size=3, rank=2, experts=3, hidden_sizes=[5], activation="tanh"),
     },
     MFScorer: {
         "default": lambda: MFScorer(),
