@@ -1,3 +1,5 @@
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +77,16 @@ def boards(draw):
     return make(users[order], times[order], labels[order], names, items[order])
 
 
+@st.composite
+def scraps(draw):
+    """Draw data of any kind: few rows, one user, equal times and dates before 1970, no positives, a part left out."""
+    rows = draw(st.integers(1, 40))
+    column = functools.partial(st.lists, min_size=rows, max_size=rows)
+    user, item = (np.unique(draw(column(st.integers(0, 8))), return_inverse=True)[1] for _ in range(2))
+    times = draw(column(st.integers(-5, draw(st.sampled_from([-5, 5, 10**11])))))
+    return make(user, times, draw(column(st.integers(0, 1))), draw(column(st.sampled_from(PARTS))), item)
+
+
 @pytest.mark.parametrize("name", SPLITTERS)
 class TestContract:
     @settings(max_examples=25)
@@ -84,6 +96,23 @@ class TestContract:
         assert set(parts) in ({"train", "val", "test"}, set(PARTS))
         rows = np.concatenate(list(parts.values()))
         assert all(ids.dtype == np.int64 and (np.diff(ids) > 0).all() and len(ids) for ids in parts.values())
+        assert len(np.unique(rows)) == len(rows)
+        assert set(rows) <= set(range(len(data.interactions)))
+        assert fingerprint(parts) == fingerprint(SPLITTERS[name].split(data))
+        if name in COMPLETE:
+            assert len(rows) == len(data.interactions)
+
+    @settings(max_examples=25)
+    @given(data=scraps())
+    def test_whatever_the_data_parts_are_right_or_refused(self, name, data):
+        try:
+            parts = SPLITTERS[name].split(data)
+        except DataError:
+            with pytest.raises(DataError, match="to go on:"):
+                SPLITTERS[name].split(data)
+            return
+        rows = np.concatenate(list(parts.values()))
+        assert all(len(ids) and (np.diff(ids) > 0).all() for ids in parts.values())
         assert len(np.unique(rows)) == len(rows)
         assert set(rows) <= set(range(len(data.interactions)))
         assert fingerprint(parts) == fingerprint(SPLITTERS[name].split(data))

@@ -1,3 +1,5 @@
+# ruff: noqa: RUF001
+
 import unicodedata
 
 import pytest
@@ -42,6 +44,27 @@ def test_cleaning_twice_changes_nothing(text, lowercase, stop):
 )
 def test_cleaning(text, cleaned):
     assert clean(text) == cleaned
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "👨\u200d👩\u200d👧\u200d👦 ❤\ufe0f 👍🏽 1\ufe0f⃣ 🇩🇪",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+        "می\u200cخواهم",
+        "क्\u200dष",
+        "שָׁלוֹם עולם, مرحبا بالعالم!",
+        "\u202eabc\u202c \u2067שלום\u2069",
+    ],
+)
+def test_joiners_marks_and_directions_survive(text):
+    assert clean(text) == text
+    assert one("{x}", x=text) == text
+
+
+def test_combining_characters_are_composed_and_widths_and_presentation_forms_levelled():
+    assert clean("e\u0301 ａｂｃ ﻻ") == "é abc لا"
+    assert clean("a\u200bb\u0085c") == "ab c"
 
 
 def test_stop_words_go_but_a_text_of_them_stays():

@@ -37,9 +37,9 @@ class FileSource(Source):
 
     Files are told by their suffix: .csv, .tsv, .jsonl (or .json, one object a line), each also with .gz, and .parquet.
     Every csv and tsv column is read as a string and an empty cell as missing, so that ids keep their leading zeros; the
-    schema turns into numbers what has to be one, and reports what cannot. A saved folder is mapped, not read, and a
-    parquet file is decoded into a temporary file in the cache folder that is mapped, so that both may be larger than
-    memory.
+    schema turns into numbers what has to be one, and reports what cannot. Texts are UTF-8 and stay as they are, HTML
+    too; a row has 16 MiB at most. A saved folder is mapped, not read, and a parquet file is decoded into a temporary
+    file in the cache folder that is mapped, so that both may be larger than memory.
 
     Args:
         interactions: Path, or hf://name[:config][@split] such as hf://org/data:reviews@train.
