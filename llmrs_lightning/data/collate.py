@@ -40,9 +40,12 @@ class PastBatch(Movable):
     @classmethod
     def of(cls, past: Past) -> PastBatch:
         """Number the distinct items."""
-        items = np.unique(past.items[past.mask])
-        items = items if len(items) else np.zeros(1, np.int64)
-        place = np.where(past.mask, np.searchsorted(items, past.items), 0)
+        events = past.items[past.mask]
+        items = np.unique(events) if len(events) else np.zeros(1, np.int64)
+        number = np.empty(items[-1] + 1, np.int64)  # a table is several times faster than a search
+        number[items] = np.arange(len(items))
+        place = np.zeros(past.mask.shape, np.int64)
+        place[past.mask] = number[events]
         return cls(*map(torch.from_numpy, (items, place, past.ratings, past.ages, past.mask)))
 
     @classmethod
