@@ -207,5 +207,6 @@ def _set_dropout(backbone: Any, rate: float | None) -> None:
     for module in backbone.modules():
         if isinstance(module, nn.Dropout):
             module.p = rate
-        elif isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = rate
+        for name, value in vars(module).items():  # attention, and all of OPT, call the function
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, rate)
