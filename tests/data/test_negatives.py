@@ -13,12 +13,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from llmrs_lightning.data.negatives import (
     BatchNegatives,
-    Cells,
     HardNegatives,
     ImpressionNegatives,
     PopularityNegatives,
     UniformNegatives,
 )
+from llmrs_lightning.data.negatives_base import Cells
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.errors import ConfigError
 
