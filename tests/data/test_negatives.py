@@ -431,7 +431,7 @@ def test_the_pool_agrees_with_brute_force(seed, levels, pool, skip, chunk, world
     train = pairs(rng.integers(0, 9, 40), rng.integers(0, 10, 40))
     score = rng.integers(0, levels, (9, 13)).astype(np.float32)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmrs_lightning.data.negatives._SCORED_CELLS", 13 * chunk)
+        patch.setattr("llmrs_lightning.data.negatives_hard._SCORED_CELLS", 13 * chunk)
         ranks = [HardNegatives(pool=pool, skip=skip) for _ in range(world_size)]
         scored = []
 
