@@ -4,8 +4,9 @@
 
 Makes synthetic interactions (5 users and 1 item a 100 rows) in a temporary folder and runs each step in a process of
 its own. Peak memory is given twice: resident, which counts the pages of mapped files that the system can take back at
-any time, and anonymous, which it cannot. The loader's growth is the anonymous memory of the process that reads, after
-reading from all training rows, less that after reading as much from a tenth of them.
+any time, and anonymous, which it cannot; of a loader with a worker, both are those of the main process. The loader's
+growth is the anonymous memory of the process that reads, after reading from all training rows, less that after reading
+from a tenth of them.
 """
 
 from __future__ import annotations
