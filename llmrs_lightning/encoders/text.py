@@ -64,8 +64,11 @@ class TextEncoder(nn.Module):
         self.anatomies: dict[str, Anatomy] = {}
         self.hidden_size = self.pooled_size = self.output_size = self.resting = 0
 
-    def build(self) -> None:
+    def build(self, longest: int = 0) -> None:
         """Load the backbone and make what is behind it.
+
+        Args:
+            longest: Tokens of the longest text.
 
         Raises:
             LLMRSError: If the model cannot be loaded, pooled or tuned as asked.
@@ -74,7 +77,7 @@ class TextEncoder(nn.Module):
 
         for tower in ("user", "item") if self.towers == "separate" else ("both",):
             backbone = load_model(self.pretrained)
-            self._check(backbone)
+            self._check(backbone.config, longest)
             if getattr(backbone, "pooler", None) is not None:
                 backbone.pooler = None  # we pool ourselves; unused weights would have no gradient
             backbone.config.use_cache = False  # of keys and values, which only generation reads again
@@ -94,8 +97,15 @@ class TextEncoder(nn.Module):
             )
         self.rest(EVER)
 
-    def _check(self, backbone: Any) -> None:
-        config = backbone.config
+    def _check(self, config: Any, longest: int) -> None:
+        limit = getattr(config, "max_position_embeddings", None) or longest
+        if longest > limit:  # not every tokeniser knows it
+            raise ConfigError(
+                "a text is longer than the model reads",
+                where="data.max_length",
+                found=f"{longest} tokens",
+                allowed=f"at most {limit}",
+            )
         if getattr(config, "is_encoder_decoder", False):
             raise ConfigError(
                 f"a {config.model_type} model writes one text for another, and has no states of a text alone",

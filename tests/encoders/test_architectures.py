@@ -127,6 +127,12 @@ def test_a_model_that_writes_texts_is_refused(tmp_path):
         TextEncoder(str(tmp_path)).build()
 
 
+def test_a_text_that_is_longer_than_the_model_reads_is_refused(small):
+    with pytest.raises(ConfigError, match=r"data\.max_length[\s\S]*67 tokens[\s\S]*at most 66"):
+        TextEncoder(small("opt")).build(longest=67)
+    TextEncoder(small("opt")).build(longest=66)
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.37])
 @pytest.mark.parametrize("name", ALL)
 def test_the_dropout_option_reaches_every_rate(small, name, rate, tmp_path):

@@ -125,7 +125,7 @@ def test_only_what_learns_runs(built, options, epoch, expected, tmp_path):
     ],
 )
 def test_nothing_is_kept_where_no_layer_rests_or_no_vector_changes(built, options, tmp_path):
-    encoder, store, states = built(**options)
+    _, store, states = built(**options)
     assert not states.wanted
     states.prepare(str(tmp_path))
     assert not (tmp_path / "states").exists()
@@ -148,7 +148,7 @@ def test_an_equal_call_finds_the_states_and_no_other_does(built, small, tmp_path
     states.prepare(str(tmp_path))
     assert len(list((tmp_path / "states").iterdir())) == 1
 
-    encoder, store, again = built(tuning=LastLayers(1))
+    encoder, _, again = built(tuning=LastLayers(1))
     with torch.no_grad():
         for parameter in encoder.parameters():
             if parameter.requires_grad:
@@ -161,7 +161,7 @@ def test_an_equal_call_finds_the_states_and_no_other_does(built, small, tmp_path
     again.prepare(str(tmp_path))
 
     for change in ("layers", "weights", "texts"):
-        encoder, store, other = built(tuning=LastLayers(2 if change == "layers" else 1))
+        encoder, _, other = built(tuning=LastLayers(2 if change == "layers" else 1))
         if change == "weights":
             with torch.no_grad():
                 encoder.backbones["both"].encoder.layer[0].output.dense.bias.add_(0.01)
@@ -221,14 +221,11 @@ def test_where_states_cannot_be_used_that_is_said_once(built, why, tmp_path, cap
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             states.prepare(str(tmp_path))
-    assert [r.message for r in caplog.records] == [
-        "the layers that rest run in every step: "
-        + (
-            "pooling reads the states of all layers"
-            if why == "layers"
-            else "a BertModel cannot be started in its middle"
-        )
-    ]
+    reason = {
+        "layers": "pooling reads the states of all layers",
+        "start": "a BertModel cannot be started in its middle",
+    }
+    assert [r.message for r in caplog.records] == [f"the layers that rest run in every step: {reason[why]}"]
     batch = store.batch(np.arange(2))
     assert states("user", torch.arange(2), batch) is None
     assert encoder(batch, "user").shape == (2, 32)
