@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
 from llmrs_lightning.data.collate import RecBatch, SideBatch
@@ -18,7 +19,7 @@ from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
-from llmrs_lightning.encoders import Frozen, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.states import stamp
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import ConfigError, DataError, listing
@@ -136,7 +137,7 @@ class JointRecommender(pl.LightningModule):
                     where="data.tokenizer",
                     fix=f"set it to the encoder's model, {self.encoder.pretrained}",
                 )
-            self.encoder.build()
+            self.encoder.build(int(spec.texts.lengths.max(initial=0)))
             if spec.augments_texts:
                 self._check_augmentation(self.encoder)
             self._states = TextStates(self.encoder, spec.texts)
@@ -217,6 +218,11 @@ class JointRecommender(pl.LightningModule):
                 found="true",
                 fix="set it to false; the loaders share rows out themselves",
             )
+        tuning = self.encoder.tuning if self.encoder else Frozen()
+        changes = isinstance(tuning, GradualUnfreezing) or (self.frozen_epochs > 0 and not isinstance(tuning, Frozen))
+        if changes and isinstance(self.trainer.strategy, DDPStrategy):
+            # else DDP waits for the gradients of what rests in the first epochs
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     # ---- from batch to outputs
 
