@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.scorers import DNNScorer, SemanticScorer
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.optim import Optimization
+from llmrs_lightning.training.rundir import RunDirectory
 
 
 def make_data(model: str, **options: Any) -> RecDataModule:
@@ -177,6 +180,25 @@ def test_a_whitening_is_fitted_to_the_training_texts_before_training(tiny_bert: 
     torch.testing.assert_close(fresh._vectors("item", torch.from_numpy(numbers)), vectors)
 
 
+def write_config(model: str, encoder: dict[str, Any], folder: Path) -> str:
+    config = {
+        "run": {"experiment": "tuning", "folder": str(folder), "id": "one", "examples": 0, "wandb": "disabled"},
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
+        "model": {
+            "encoder": {"class_path": "TextEncoder", "init_args": {"pretrained": model, "projection": 3, **encoder}},
+            "scorers": {"dnn": {"class_path": "DNNScorer", "init_args": {"dropout": 0.0}}},
+        },
+        "data": {
+            "source": {"class_path": "Checkerboard", "init_args": {"num_users": 31, "num_items": 17, "noise": 0.2}},
+            "user_text": {"template": "{taste}"},
+            "item_text": {"template": "{description}"},
+            "batch_size": 64,
+        },
+    }
+    (folder / "one.yaml").write_text(yaml.safe_dump(config))
+    return str(folder / "one.yaml")
+
+
 @pytest.mark.parametrize(
     "encoder",
     [
@@ -188,28 +210,36 @@ def test_a_whitening_is_fitted_to_the_training_texts_before_training(tiny_bert: 
 def test_a_run_is_found_again_with_all_that_was_added(
     tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: dict[str, Any]
 ) -> None:
-    config = {
-        "run": {"experiment": "tuning", "folder": str(tmp_path), "id": "one", "examples": 0, "wandb": "disabled"},
-        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
-        "model": {
-            "encoder": {
-                "class_path": "TextEncoder",
-                "init_args": {"pretrained": tiny_bert, "projection": 3, **encoder},
-            },
-            "scorers": {"dnn": {"class_path": "DNNScorer"}},
-        },
-        "data": {
-            "source": {"class_path": "Checkerboard", "init_args": {"num_users": 20, "num_items": 16}},
-            "user_text": {"template": "{taste}"},
-            "item_text": {"template": "{description}"},
-            "batch_size": 64,
-        },
-    }
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
-    assert main(["fit", "--config", str(tmp_path / "one.yaml")]) == 0
+    assert main(["fit", "--config", write_config(tiny_bert, encoder, tmp_path)]) == 0
     first = [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
     assert main(["test", "--run", str(tmp_path / "tuning" / "one")]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("│")] == first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"tuning": {"class_path": "GradualUnfreezing"}},
+        {"tuning": {"class_path": "LastLayers", "init_args": {"number": 1}}},
+        {"tuning": {"class_path": "LoRA", "init_args": {"rank": 2}}, "pooling": "attention"},
+        {"tuning": "BiasOnly", "pooling": "layers"},
+    ],
+)
+def test_two_processes_learn_what_one_learns(tiny_bert: str, tmp_path: Path, encoder: dict[str, Any]) -> None:
+    config = write_config(tiny_bert, {**encoder, "dropout": 0.0}, tmp_path)
+    options = ["--trainer.max_epochs", "3"]
+    options += ["--model.frozen_epochs", "1"] if encoder["tuning"] == {"class_path": "GradualUnfreezing"} else []
+    results = []
+    for name, devices in (("one", ["1"]), ("two", ["2", "--trainer.strategy", "ddp"])):
+        words = ["fit", "--config", config, "--run.id", name, *options, "--trainer.devices", *devices]
+        command = [sys.executable, "-m", "llmrs_lightning", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        state = torch.load(RunDirectory.open(tmp_path / "tuning" / name).checkpoint(), weights_only=True)["state_dict"]
+        results.append(state)
+    for name, value in results[0].items():
+        torch.testing.assert_close(results[1][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
 def test_states_are_computed_once_a_fit(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
