@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,20 +13,27 @@ from transformers import AutoTokenizer
 import llmrs_lightning.scorers as package
 from llmrs_lightning.data.tokens import TokenStore
 from llmrs_lightning.errors import ConfigError
-from llmrs_lightning.features import Side, SideSizes
+from llmrs_lightning.features import PastSide, Side, SideSizes
 from llmrs_lightning.scorers import (
+    AttentionScorer,
+    CaserScorer,
     CrossEncoderScorer,
     DCNScorer,
     DeepFMScorer,
+    DINScorer,
     DNNScorer,
     FMScorer,
+    GRUScorer,
     MFScorer,
+    NRMSScorer,
+    SASRecScorer,
     Scorer,
     SemanticScorer,
     WideDeepScorer,
     base,
 )
 from llmrs_lightning.scorers.cross_encoder import join_pairs
+from llmrs_lightning.scorers.events import EventOptions
 
 USERS = SideSizes(num_ids=6, features=7, text=4, fields=(4, 2, 1))
 ITEMS = SideSizes(num_ids=9, features=5, text=4)
@@ -53,13 +61,33 @@ FACTORIES = {
         "low rank": lambda: DCNScorer(size=3, layers=3, rank=2, hidden_sizes=[]),
         "mixture": lambda: DCNScorer(size=3, rank=2, experts=3, hidden_sizes=[5], activation="tanh"),
     },
-    MFScorer: {
-        "default": lambda: MFScorer(),
-        "features": lambda: MFScorer(size=3, dropout=0.3, use_features=True),
+    GRUScorer: {
+        "both": lambda: GRUScorer(EventOptions(size=8)),
+        "lstm": lambda: GRUScorer(EventOptions("text", size=6, ratings=False), cell="lstm", layers=2),
     },
-    SemanticScorer: {
-        "default": lambda: SemanticScorer(),
-        "mapped": lambda: SemanticScorer(size=3),
+    CaserScorer: {
+        "both": lambda: CaserScorer(EventOptions(size=8)),
+        "latest": lambda: CaserScorer(EventOptions("id", size=5, last=3), heights=[1, 3], user_ids=False),
+    },
+    SASRecScorer: {
+        "both": lambda: SASRecScorer(EventOptions(size=8)),
+        "latest": lambda: SASRecScorer(EventOptions("features", size=6, last=3), layers=1, heads=2, bias=False),
+    },
+    NRMSScorer: {
+        "both": lambda: NRMSScorer(EventOptions(size=8)),
+        "apart": lambda: NRMSScorer(EventOptions(size=6, share_items=False, ages=False), heads=3),
+    },
+    AttentionScorer: {
+        "both": lambda: AttentionScorer(EventOptions(size=8)),
+        "product": lambda: AttentionScorer(EventOptions("id", size=5, last=3), temperature=None, bias=False),
+        "candidate": lambda: AttentionScorer(EventOptions(size=5), query="candidate"),
+        "candidate's product": lambda: AttentionScorer(
+            EventOptions(size=4, last=3), query="candidate", temperature=None
+        ),
+    },
+    DINScorer: {
+        "both": lambda: DINScorer(EventOptions(size=8)),
+        "small": lambda: DINScorer(EventOptions(size=5, last=3, share_items=False), 3, [6, 4], activation="tanh"),
     },
 }
 
@@ -73,11 +101,12 @@ for info in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
 SCORERS = {
     cls
     for cls in subclasses(Scorer)
-    if cls.__module__.startswith(package.__name__ + ".") and cls.has_grid and not inspect.isabstract(cls)
+    if cls.__module__.startswith(package.__name__ + ".") and not inspect.isabstract(cls)
+    if cls.has_grid and not cls.needs_tokens
 }
 
 
-def test_every_scorer_with_a_grid_is_under_contract():
+def test_every_scorer_of_vectors_with_a_grid_is_under_contract():
     assert {cls.__name__ for cls in SCORERS} == {cls.__name__ for cls in FACTORIES}
 
 
@@ -88,6 +117,21 @@ def make_side(sizes, rows, seed):
         index,
         torch.randn(rows, sizes.features, generator=generator),
         torch.randn(rows, sizes.text, generator=generator),
+    )
+
+
+def make_past(rows, seed, sizes=ITEMS):
+    """Pasts of 0, 1, 2, ... and at most 5 events, some without a rating."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.arange(5) < (torch.arange(rows) % 6).unsqueeze(1)
+    ratings = torch.randint(1, 6, (rows, 5), generator=generator).float()
+    ages = torch.randint(1, 10**8, (rows, 5), generator=generator).sort(1, descending=True).values
+    return PastSide(
+        make_side(sizes, 8, seed),
+        torch.randint(8, (rows, 5), generator=generator) * mask,
+        torch.where(ratings == 3, torch.nan, ratings) * mask,
+        ages * mask,
+        mask,
     )
 
 
@@ -117,7 +161,7 @@ class TestScorer:
 
     @pytest.fixture
     def users(self):
-        return make_side(USERS, 11, 1)
+        return replace(make_side(USERS, 11, 1), past=make_past(11, 3))
 
     @pytest.fixture
     def items(self):
@@ -162,11 +206,12 @@ class TestScorer:
 
     def test_the_gradient_reaches_what_the_scorer_reads(self, scorer, users, items):
         inputs = (users[:10], items)
-        leaves = [t.requires_grad_() for side in inputs for t in (side.features, side.text)]
+        read = [inputs[0], inputs[0].past.items] if scorer.needs_past else [inputs[0]]
+        leaves = [t.requires_grad_() for side in (*read, items) for t in (side.features, side.text)]
         ids = [p for n, p in scorer.named_parameters() if n.endswith("_ids.weight")]
         scorer(*inputs).square().sum().backward()
-        reached = [leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves]
-        assert ids or (reached[0] and reached[2]) or (reached[1] and reached[3])
+        *reached, features, text = [leaf.grad is not None and bool(leaf.grad.any()) for leaf in leaves]
+        assert ids or (any(reached[::2]) and features) or (any(reached[1::2]) and text)
 
     def test_evaluation_repeats_itself(self, scorer, users, items):
         scorer.eval()

@@ -1,0 +1,100 @@
+"""The past as seen from the item: a perceptron weighs each event by item."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from llmrs_lightning.features.combine import Side, SideSizes
+from llmrs_lightning.scorers.base import Scorer
+from llmrs_lightning.scorers.dnn import Activation, DNNScorer
+from llmrs_lightning.scorers.events import EventOptions, EventVectors
+
+
+class DINScorer(Scorer):
+    """Score = MLP(user features, interest, item features, item vector); interest = sum of weight(event, item) * event.
+
+    The weight is a perceptron over event e, item vector v and their product e * v, and is not brought to a sum of one:
+    more events of a kind are more interest. Source: Zhou et al., 2018, Deep Interest Network for Click-Through Rate
+    Prediction, section 4.3 (without Dice and mini-batch aware regularisation).
+
+    Requirements:
+        Histories; a text encoder unless `past.items` is `id`. A grid runs the perceptron on each event with each item:
+        users x items x events x attention_size values, computed exactly, in chunks of users.
+
+    Inputs:
+        The past of the users; features of both sides; ids and text vectors, or features, of the items.
+
+    Use when:
+        A past has many interests of which an item meets one, and features of both sides matter besides.
+
+    Args:
+        past: How the past is read.
+        attention_size: Hidden width of the perceptron that weighs events.
+        hidden_sizes: Widths of the hidden layers of the one that scores.
+        dropout: Dropout after each of these.
+        activation: relu, gelu, silu or tanh, of the one that scores.
+    """
+
+    needs_past = True
+
+    def __init__(
+        self,
+        past: EventOptions | None = None,
+        attention_size: int = 16,
+        hidden_sizes: list[int] | None = None,
+        dropout: float = 0.1,
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        self.past, self.attention_size = past or EventOptions(), attention_size
+        self.deep = DNNScorer(hidden_sizes, dropout, activation)
+
+    def build(self, user: SideSizes, item: SideSizes, num_outputs: int) -> None:
+        """Make the vectors of items and events, and both perceptrons."""
+        size, hidden = self.past.size, self.attention_size
+        self.events = EventVectors(item, self.past, places=True)
+        self.event_part = nn.Linear(size, hidden)
+        self.item_part = nn.Linear(size, hidden, bias=False)
+        self.product_part = nn.Parameter(torch.randn(hidden, size) / size**0.5)
+        self.weight = nn.Linear(hidden, 1)
+        self.interest_part = nn.Linear(size, self.deep.hidden_sizes[0], bias=False)
+        self.deep.build(SideSizes(0, user.features, 0), SideSizes(0, item.features + size, 0), num_outputs)
+
+    def _wide(self, items: Side, vectors: Tensor) -> Side:
+        """Return items whose features end in their vectors."""
+        return Side(items.index, torch.cat([items.features, vectors], -1))
+
+    def forward(self, user: Side, item: Side) -> Tensor:
+        """Score pairs, (B, C): each user's grid of one item."""
+        vectors = self.events.candidate(item)
+        parts = self.deep.prepare_items(self._wide(item, vectors))
+        return self._score(user, vectors.unsqueeze(1), parts[0].unsqueeze(1)).squeeze(1)
+
+    def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
+        """Return the items' vectors (N, H) and their part of the perceptron that scores (N, D)."""
+        vectors = self.events.candidate(items)
+        return vectors, *self.deep.prepare_items(self._wide(items, vectors))
+
+    def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
+        """Score a few users with all items, (U, N, C)."""
+        return self._score(users, *prepared)
+
+    def _score(self, users: Side, vectors: Tensor, parts: Tensor) -> Tensor:
+        """Score users with items that are each user's own, (B, N, H) and (B, N, D), or everyone's, without the B.
+
+        For item v, the hidden layer is (W_p e + W_v) v + W_e e + b, one product of matrices for all items.
+        """
+        events = self.events(users.past)
+        e = events.vectors
+        maps = e.unsqueeze(2) * self.product_part + self.item_part.weight
+        hidden = maps.flatten(1, 2) @ vectors.transpose(-1, -2) + self.event_part(e).flatten(1).unsqueeze(-1)
+        hidden = hidden.relu().unflatten(1, e.shape[1:2] + maps.shape[2:3])
+        weights = (self.weight.weight @ hidden).squeeze(2) + self.weight.bias
+        weights = weights * events.mask.unsqueeze(-1)
+        interest = weights.transpose(1, 2) @ self.interest_part(e)
+        return self.deep.grid_chunk(users, (parts + interest,))
+
+    def grid_width(self, items: Side) -> int:
+        """Return the values that the larger of both perceptrons holds for a user."""
+        return max(len(items) * self.past.last * self.attention_size, self.deep.grid_width(items))
