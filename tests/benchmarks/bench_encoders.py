@@ -1,0 +1,157 @@
+"""What each way of tuning costs: weights that learn, tokens a second, and seconds an epoch.
+
+    python tests/benchmarks/bench_encoders.py [--model all-MiniLM-L6-v2] [--texts 1682] [--threads 1]
+
+An epoch encodes each of some titles like MovieLens' once, in batches, and takes an AdamW step on a projection's output.
+Before the first epoch come states of resting layers or vectors, once for all epochs; `first` is what that takes. The
+epochs of the ways are interleaved, and the fastest of each counts, so that other work on the machine weighs less.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from llmrs_lightning.data.tokens import TokenStore
+from llmrs_lightning.encoders import BiasOnly, Frozen, Full, LastLayers, LoRA, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders.tuning import Tuning
+
+WORDS = [
+    "Star",
+    "Toy",
+    "River",
+    "Night",
+    "Love",
+    "Day",
+    "Men",
+    "Black",
+    "White",
+    "City",
+    "Last",
+    "Good",
+    "Dark",
+    "Blue",
+]
+GENRES = ["Action", "Adventure", "Animation", "Children", "Comedy", "Crime", "Drama", "Horror", "Musical", "Romance"]
+WAYS: dict[str, tuple[Callable[[], Tuning], bool]] = {
+    "full": (Full, True),
+    "last 2": (lambda: LastLayers(2), True),
+    "last 2, states not kept": (lambda: LastLayers(2), False),
+    "LoRA, rank 8": (LoRA, True),
+    "LoRA, rank 8, last 2": (lambda: LoRA(layers=2), True),
+    "bias only": (BiasOnly, True),
+    "frozen": (Frozen, True),
+}
+
+
+def titles(number: int, seed: int = 0) -> list[str]:
+    """Make distinct titles with year and genres."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, None] = {}
+    while len(made) < number:
+        title = " ".join(rng.choice(WORDS, rng.integers(1, 5), replace=False))
+        genres = ", ".join(rng.choice(GENRES, rng.integers(1, 4), replace=False))
+        made[f"The {title} ({rng.integers(1930, 1999)}). {genres}"] = None
+    return list(made)
+
+
+@dataclass
+class Way:
+    """One way of tuning, ready to run epochs."""
+
+    name: str
+    encoder: TextEncoder
+    store: TokenStore
+    batch: int
+    folder: str
+    epochs: list[float] = field(default_factory=list)
+    first: float = 0.0
+
+    def prepare(self) -> None:
+        """Compute what is computed once."""
+        self.encoder.train()
+        self.states = TextStates(self.encoder, self.store)
+        self.vectors = TextVectors(self.encoder, self.store, self.states)
+        learning = [p for p in self.encoder.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(learning, 1e-5)
+        start = time.perf_counter()
+        self.states.prepare(self.folder)
+        if self.encoder.rests:
+            self.vectors("item", torch.arange(len(self.store)))
+        self.first = time.perf_counter() - start
+
+    def epoch(self) -> None:
+        """Learn from each text once."""
+        order = np.random.default_rng(0).permutation(len(self.store))
+        start = time.perf_counter()
+        for numbers in np.split(order, range(self.batch, len(order), self.batch)):
+            ids = torch.from_numpy(numbers)
+            if self.encoder.rests:
+                features = self.vectors("item", ids)
+            else:
+                texts = self.store.batch(numbers)
+                features = self.encoder(texts, "item", self.states("item", ids, texts))
+            features.square().mean().backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        self.epochs.append(time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="all-MiniLM-L6-v2")
+    parser.add_argument("--texts", type=int, default=1682)
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+
+    from rich.console import Console
+    from rich.table import Table
+
+    with tempfile.TemporaryDirectory() as folder:
+        store = TokenStore.build(titles(options.texts), options.model, 32, folder)
+        ways = []
+        for name, (tuning, cache) in WAYS.items():
+            encoder = TextEncoder(options.model, projection=32, tuning=tuning(), cache_states=cache)
+            encoder.build()
+            own = tempfile.mkdtemp(dir=folder)  # else one would find the states of another
+            ways.append(Way(name, encoder, store, options.batch, own))
+            ways[-1].prepare()
+        for _ in range(options.epochs):
+            for way in ways:
+                way.epoch()
+
+    tokens = int(store.lengths.sum())
+    table = Table(
+        "way", title=f"{options.model}, {len(store):,} titles, {tokens:,} tokens, {options.threads} thread(s)"
+    )
+    for heading in ("weights that learn", "share", "first, s", "tokens/s", "epoch, s", "x full"):
+        table.add_column(heading, justify="right")
+    total = sum(p.numel() for p in ways[0].encoder.backbones.parameters())
+    for way in ways:
+        learning = sum(p.numel() for p in way.encoder.backbones.parameters() if p.requires_grad)
+        seconds = min(way.epochs)
+        table.add_row(
+            way.name,
+            f"{learning:,}",
+            f"{learning / total:.2%}",
+            f"{way.first:.2f}",
+            f"{tokens / seconds:,.0f}",
+            f"{seconds:.3f}",
+            f"{min(ways[0].epochs) / seconds:,.1f}",
+        )
+    Console(width=120).print(table)
+    print(f"load at the end, 1, 5 and 15 minutes: {', '.join(f'{load:.2f}' for load in os.getloadavg())}")
+
+
+if __name__ == "__main__":
+    main()
