@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from llmrs_lightning.data.collate import RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
@@ -25,7 +26,7 @@ from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
-from llmrs_lightning.scorers import CrossEncoderScorer, Scorer
+from llmrs_lightning.scorers import CrossEncoderScorer, FittedScorer, Scorer
 from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.training.evaluation import (
     FUSED,
@@ -172,12 +173,19 @@ class JointRecommender(pl.LightningModule):
         for scorer in self.members.values():
             scorer.build(user, item, self.loss.num_outputs)
         self.fusion.build(list(self.members))
+        # each process fits its own; sending them at each step would cost more than the step
+        ignored = [f"scorers.{name}.{b}" for name, s in self._fitted.items() for b, _ in s.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)  # type: ignore[no-untyped-call]
         self._built = True
 
     @property
     def members(self) -> dict[str, Scorer]:
         """The scorers by name."""
         return cast(dict[str, Scorer], dict(self.scorers.items()))
+
+    @property
+    def _fitted(self) -> dict[str, FittedScorer]:
+        return {name: scorer for name, scorer in self.members.items() if isinstance(scorer, FittedScorer)}
 
     @property
     def language_models(self) -> list[nn.Module]:
@@ -321,12 +329,24 @@ class JointRecommender(pl.LightningModule):
         return loss
 
     def on_fit_start(self) -> None:
-        """Fit what is fitted to the training texts rather than learned."""
+        """Fit what is fitted to the training texts and pairs rather than learned."""
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         if self.encoder is not None:
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
             self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
+        self._fit_members(data)
+
+    def _fit_members(self, data: RecDataModule) -> None:
+        """Fit the members that are fitted to the training pairs, unless a checkpoint brought them along."""
+        waiting = [scorer for scorer in self._fitted.values() if not scorer.is_fitted]
+        text = None
+        if any(scorer.needs_item_text for scorer in waiting):
+            with _evaluating(self):
+                vectors = self.catalogue(data, "train").text
+            text = None if vectors is None else vectors.float().cpu()
+        for scorer in waiting:
+            scorer.fit(data.spec.train, text)
 
     def _rest(self, encoder: TextEncoder, data: RecDataModule) -> None:
         """Let those layers of the language model learn whose turn it is, and keep the states of the others."""
@@ -385,6 +405,7 @@ class JointRecommender(pl.LightningModule):
     def _start(self, stage: Literal["val", "test"]) -> None:
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         assert self.spec is not None
+        self._fit_members(data)
         systems: dict[str, list[str]] = {FUSED: self.columns}
         if len(self.members) > 1:
             systems |= dict.fromkeys(self.members, self.columns)
