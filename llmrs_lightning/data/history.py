@@ -156,26 +156,9 @@ class History:
         ages[mask] = np.repeat(timestamp, lengths) - self.times[place]
         return Past(items, ratings, ages, mask)
 
-    def save(self, folder: str | Path) -> None:
-        """Write one .npy file an array and the fingerprint to a new folder, all or nothing.
-
-        Raises:
-            DataError: If the folder is there already and holds another history.
-        """
-        with published(Path(folder)) as new:
-            for name in _ARRAYS:
-                np.save(new / f"{name}.npy", getattr(self, name))
-            (new / "history.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
-        try:
-            type(self).open(folder, self.fingerprint)
-        except DataError as error:
-            raise DataError(
-                "the history cannot be written", where=str(folder), found=error.found, fix="name a new folder"
-            ) from error
-
     @classmethod
     def open(cls, folder: str | Path, wanted: str = "") -> History:
-        """Map a folder that `save` wrote; its pages are shared by all processes of a machine.
+        """Map a folder that `write` wrote; its pages are shared by all processes of a machine.
 
         Args:
             folder: The folder.

@@ -99,3 +99,16 @@ def before(values: Integers, first: Ids, last: Ids, bound: Ids) -> Ids:
         below = unsettled & (values[np.where(unsettled, middle, 0)] < bound)
         low, high = np.where(below, middle + 1, low), np.where(unsettled & ~below, middle, high)
     return low
+
+
+def numbered(values: Ids) -> tuple[Ids, Ids]:
+    """Return the distinct values, ascending, and for each of `values` its number among them.
+
+    The same as `np.unique` with `return_inverse`, several times faster: a table as long as the highest value tells the
+    numbers.
+    """
+    ordered = np.sort(values, axis=None)
+    distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+    number = np.empty(int(distinct[-1]) + 1 if len(distinct) else 0, np.int64)
+    number[distinct] = np.arange(len(distinct))
+    return distinct, number[values]

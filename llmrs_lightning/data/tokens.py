@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrs_lightning.data.augment import TextAugmentation
-from llmrs_lightning.data.cache import cache_folder
+from llmrs_lightning.data.cache import cache_folder, published
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.errors import ConfigError, DataError
 
@@ -220,13 +218,6 @@ def _tokenize(texts: Sequence[str], tok: object, max_length: int) -> tuple[NDArr
 
 
 def _write(folder: Path, tokens: NDArray[np.int32], offsets: Ids) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))
-    np.save(temporary / "tokens.npy", tokens)
-    np.save(temporary / "offsets.npy", offsets)
-    try:
-        os.replace(temporary, folder)
-    except OSError:  # another process was faster, and wrote the same
-        for file in temporary.iterdir():
-            file.unlink()
-        temporary.rmdir()
+    with published(folder) as new:
+        np.save(new / "tokens.npy", tokens)
+        np.save(new / "offsets.npy", offsets)

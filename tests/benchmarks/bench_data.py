@@ -187,6 +187,8 @@ def load(folder: Path, kind: str, workers: int, pairs: str = "pairs", most: int 
     if kind == "negatives":
         negatives = UniformNegatives(1.0)
         negatives.build(rows, int(np.load(folder / "item.npy", mmap_mode="r").max()) + 1, BATCH)
+    if kind == "texts":
+        horizon = texts(int(np.load(folder / "item.npy", mmap_mode="r").max()) + 1, int(rows.user.max()) + 1)
     if kind == "history":
         horizon = Horizon(history=History.open(folder / "history"), limit=LIMIT)
     order = Shuffled(len(rows), BATCH)
@@ -203,6 +205,19 @@ def load(folder: Path, kind: str, workers: int, pairs: str = "pairs", most: int 
             if number % 16 == 0:
                 kept = max(kept, *map(anonymous, readers))
     return {"seconds": clock.seconds, "rows": count, "kept": kept}
+
+
+def texts(items: int, users: int) -> Any:
+    """Give each item a text of 6 to 23 tokens, and all users one."""
+    from llmrs_lightning.data.collate import Horizon, Texts
+    from llmrs_lightning.data.timeline import Timeline
+    from llmrs_lightning.data.tokens import TokenStore
+
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(6, 24, items))])
+    store = TokenStore(rng.integers(1_000, 30_000, offsets[-1]).astype(np.int32), offsets, 0, "")
+    sides = Timeline.constant(np.zeros(users, np.int64)), Timeline.constant(np.arange(items))
+    return Horizon(texts=Texts(store, *sides))
 
 
 def anonymous(process: int) -> int:
@@ -222,7 +237,7 @@ STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "training pairs to a file": training_pairs,
     "all of prepare": prepare,
 }
-LOADERS = [(kind, workers) for kind in ("pairs", "negatives", "history") for workers in (0, 1)]
+LOADERS = [(kind, workers) for kind in ("pairs", "negatives", "history", "texts") for workers in (0, 1)]
 
 
 def measured(folder: Path, *step: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmrs_lightning.data.order import before
+from llmrs_lightning.data.order import before, numbered
 from llmrs_lightning.data.past import PastText
 from llmrs_lightning.data.schema import Schema, Tables
 from llmrs_lightning.data.text import TextTemplate
@@ -103,6 +103,14 @@ def test_before_is_searchsorted_of_each_range(ranges, bound):
     wanted = [f + np.searchsorted(sorted(r), bound) for f, r in zip(first, ranges, strict=True)]
     found = before(np.append(values, 99), first, ends, np.full(len(ranges), bound))
     assert found.tolist() == wanted
+
+
+@given(st.lists(st.integers(0, 50), max_size=40))
+def test_numbered_is_unique_with_its_inverse(values):
+    values = np.array(values, np.int64)
+    for one, other in zip(numbered(values), np.unique(values, return_inverse=True), strict=True):
+        assert one.tolist() == other.tolist()
+        assert one.dtype == other.dtype
 
 
 def test_wording_joins_template_and_past_and_knows_each_text_once():
