@@ -56,7 +56,7 @@ class Whitening(nn.Module):
         Raises:
             ConfigError: If they vary in fewer directions than are to be kept.
         """
-        exact = vectors.double()
+        exact = vectors.cpu().double()
         variance, directions = torch.linalg.eigh(torch.cov(exact.T, correction=0).reshape(2 * exact.shape[1:]))
         variance, directions = variance.flip(0), directions.flip(1)
         usable = int((variance > max(float(variance[0]) * _SMALLEST, torch.finfo(torch.float32).tiny)).sum())
@@ -80,7 +80,8 @@ class Whitening(nn.Module):
                 found="whitening",
                 fix="train first (it is fitted then), or load a checkpoint",
             )
-        return (vectors - self.mean) @ self.kernel
+        with torch.autocast(vectors.device.type, enabled=False):  # small directions are scaled up, their errors too
+            return (vectors.to(self.mean.dtype) - self.mean) @ self.kernel
 
 
 def make_projection(kind: Kind, size: int, features: int | None) -> tuple[nn.Module, int]:

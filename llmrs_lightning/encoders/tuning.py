@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import nn
@@ -12,22 +13,22 @@ from llmrs_lightning.errors import ConfigError, listing, require
 EVER = 1 << 31  # an epoch behind all others
 
 
-class Tuning:
+class Tuning(ABC):
     """Which weights of the language model learn.
 
     A parameter's place is 0 below the first layer, k in the k-th layer from the bottom, depth + 1 above the last.
     """
 
-    def adapt(self, backbone: Any, anatomy: Anatomy) -> None:
+    def adapt(self, backbone: Any, anatomy: Anatomy) -> None:  # noqa: B027, most need neither
         """Check that the model can be tuned so, and add what is to be added.
 
         Raises:
             ConfigError: If it cannot.
         """
 
+    @abstractmethod
     def learns(self, name: str, place: int, depth: int, epoch: int) -> bool:
         """Say whether the parameter `name` at `place` learns in `epoch`, counted from the encoder's first."""
-        return True
 
     def resting(self, depth: int, epoch: int) -> int:
         """Return how many of the `depth` layers, from the bottom, give the same states all through `epoch`."""
@@ -44,6 +45,10 @@ class Full(Tuning):
     Use when:
         There are enough interactions for them, and time.
     """
+
+    def learns(self, name: str, place: int, depth: int, epoch: int) -> bool:
+        """Say yes."""
+        return True
 
 
 class Frozen(Tuning):
@@ -164,6 +169,10 @@ class LayerwiseDecay(Tuning):
     def adapt(self, backbone: Any, anatomy: Anatomy) -> None:
         """Check that there are layers."""
         _need_layers(self, backbone, anatomy)
+
+    def learns(self, name: str, place: int, depth: int, epoch: int) -> bool:
+        """Say yes."""
+        return True
 
     def rate(self, place: int, depth: int) -> float:
         """Return rate to the power of the layers above `place`."""

@@ -130,7 +130,10 @@ def make(name: str, folder: Path, **options: Any) -> str:
         numbers = {"pad_token_id": numbers["pad_token_id"]} | {k: v for k, v in numbers.items() if v is not None}
     config = getattr(transformers, factory)(vocab_size=backend.get_vocab_size(), **settings | numbers | options)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=64, **special)
+    side = "left" if name in DECODERS else "right"  # as generation wants it; the token store pads by itself
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=64, padding_side=side, **special
+    )
     fast.save_pretrained(folder)
     return str(folder)
 

@@ -111,6 +111,8 @@ def test_whitened_vectors_have_mean_0_and_unit_variances(built):
     white = vectors("item", torch.arange(18))
     torch.testing.assert_close(white.mean(0), torch.zeros(6), rtol=0, atol=1e-4)
     torch.testing.assert_close(white.T @ white / 18, torch.eye(6), rtol=0, atol=1e-3)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(vectors("item", torch.arange(18)), white)
     raw = vectors.pooled("item", torch.arange(18)).double()
     values, directions = np.linalg.eigh(np.cov(raw.numpy().T, bias=True))
     first = (raw.numpy() - raw.numpy().mean(0)) @ directions[:, -1] / np.sqrt(values[-1])

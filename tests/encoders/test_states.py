@@ -250,6 +250,20 @@ def test_a_full_disk_is_said_before_anything_is_written(built, tmp_path, monkeyp
     assert not list((tmp_path / "states").iterdir())
 
 
+@pytest.mark.parametrize("tuning", [LastLayers(2), LoRA(layers=1)])
+def test_vectors_of_real_weights_are_exact(tuning, tmp_path):
+    model = "all-MiniLM-L6-v2"
+    encoder = TextEncoder(model, tuning=tuning)
+    encoder.build()
+    store = TokenStore.build(TEXTS, model, 32, str(tmp_path))
+    states, numbers, batch = TextStates(encoder, store), torch.arange(len(TEXTS)), store.batch(np.arange(len(TEXTS)))
+    states.prepare(str(tmp_path))
+    encoder.eval()
+    with torch.no_grad():
+        whole, started = encoder(batch, "item"), encoder(batch, "item", states("item", numbers, batch))
+    assert (whole - started).abs().max() < 1e-5
+
+
 def test_an_epoch_over_states_is_quicker(small, tmp_path):
     model = small("bert", num_hidden_layers=8, hidden_size=128, intermediate_size=512)
     texts = [f"red {a} lamp {b} and winter" for a in range(20) for b in range(20)]
