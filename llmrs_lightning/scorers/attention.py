@@ -12,6 +12,8 @@ from llmrs_lightning.scorers.events import EventOptions, Events
 from llmrs_lightning.scorers.self_attention import AdditiveAttention
 from llmrs_lightning.scorers.sequence import SequenceScorer
 
+_STEPS = 4  # from products to their weighted sum
+
 
 class AttentionScorer(SequenceScorer):
     """Score = scale * similarity(weighted past, item vector) + item bias + bias, all weights of the past adding to one.
@@ -59,33 +61,35 @@ class AttentionScorer(SequenceScorer):
         """Return the weighted average of the items of the past."""
         return torch.as_tensor(self.attention(events.vectors, events.content, events.mask))
 
-    def _keys(self, user: Side) -> tuple[Tensor, Tensor]:
-        """Return directions (B, L, H) and the part of the logits that no item changes (B, L)."""
-        events = self.events(user.past)
-        return self.similarity.direction(events.content), self.attention.logits(events.vectors, events.mask)
+    def _average(self, user: Side, items: Tensor) -> Tensor:
+        """Average likenesses with weights that grow with them.
 
-    def _average(self, products: Tensor, logits: Tensor) -> Tensor:
-        """Average products (..., L) with weights that grow with them, (...)."""
-        weights = torch.addcmul(logits, products, self.sharpness).softmax(-1)
-        return torch.einsum("...l,...l->...", weights, products)
+        Args:
+            user: The users.
+            items: Directions of the items, turned: (H, N), or (B, H, N) for each user's own.
+
+        Returns:
+            (B, N).
+        """
+        events = self.events(user.past)
+        logits = self.attention.logits(events.vectors, events.mask).unsqueeze(-1)
+        products = self.similarity.direction(events.content) @ items
+        return (torch.addcmul(logits, products, self.sharpness).softmax(1) * products).sum(1)
 
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
         if self.query == "learned":
             return super().forward(user, item)
-        keys, logits = self._keys(user)
-        products = (keys @ self._item(item).unsqueeze(-1)).squeeze(-1)
-        return torch.as_tensor(self.similarity(self._average(products, logits), self.similarity.biases(item)))
+        average = self._average(user, self._item(item).unsqueeze(-1)).squeeze(-1)
+        return torch.as_tensor(self.similarity(average, self.similarity.biases(item)))
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
         if self.query == "learned":
             return super().grid_chunk(users, prepared)
-        keys, logits = self._keys(users)
-        products = prepared[0] @ keys.transpose(1, 2)
-        return torch.as_tensor(self.similarity(self._average(products, logits.unsqueeze(1)), prepared[1]))
+        return torch.as_tensor(self.similarity(self._average(users, prepared[0].T), prepared[1]))
 
     def grid_width(self, items: Side) -> int:
-        """Return N times the events for weights that depend on the item."""
+        """Return N times the events, and what is made of them, for weights that depend on the item."""
         width = super().grid_width(items)
-        return width if self.query == "learned" else max(width, len(items) * self.past.last)
+        return width if self.query == "learned" else max(width, _STEPS * len(items) * self.past.last)

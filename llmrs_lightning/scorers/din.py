@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llmrs_lightning.features.combine import Side, SideSizes
 from llmrs_lightning.scorers.base import Scorer
 from llmrs_lightning.scorers.dnn import Activation, DNNScorer
 from llmrs_lightning.scorers.events import EventOptions, EventVectors
+
+_LAYERS = 4  # of a perceptron's width that are held at a time
 
 
 class DINScorer(Scorer):
@@ -83,18 +86,19 @@ class DINScorer(Scorer):
     def _score(self, users: Side, vectors: Tensor, parts: Tensor) -> Tensor:
         """Score users with items that are each user's own, (B, N, H) and (B, N, D), or everyone's, without the B.
 
-        For item v, the hidden layer is (W_p e + W_v) v + W_e e + b, one product of matrices for all items.
+        For item v, the hidden layer is (W_p e + W_v) v + W_e e + b: one product of matrices for all items, of which
+        each ends in a 1.
         """
         events = self.events(users.past)
         e = events.vectors
         maps = e.unsqueeze(2) * self.product_part + self.item_part.weight
-        hidden = maps.flatten(1, 2) @ vectors.transpose(-1, -2) + self.event_part(e).flatten(1).unsqueeze(-1)
-        hidden = hidden.relu().unflatten(1, e.shape[1:2] + maps.shape[2:3])
-        weights = (self.weight.weight @ hidden).squeeze(2) + self.weight.bias
-        weights = weights * events.mask.unsqueeze(-1)
-        interest = weights.transpose(1, 2) @ self.interest_part(e)
+        maps = torch.cat([maps, self.event_part(e).unsqueeze(-1)], -1)
+        hidden = (maps.flatten(1, 2) @ functional.pad(vectors, (0, 1), value=1.0).transpose(-1, -2)).relu_()
+        hidden = hidden.view(-1, self.attention_size, hidden.shape[-1])
+        weights = self.weight.weight.expand(len(hidden), -1, -1).bmm(hidden).view(*e.shape[:2], -1) + self.weight.bias
+        interest = (weights * events.mask.unsqueeze(-1)).transpose(1, 2) @ self.interest_part(e)
         return self.deep.grid_chunk(users, (parts + interest,))
 
     def grid_width(self, items: Side) -> int:
-        """Return the values that the larger of both perceptrons holds for a user."""
-        return max(len(items) * self.past.last * self.attention_size, self.deep.grid_width(items))
+        """Return the values that the perceptrons hold for a user; a grid in small chunks stays near the processor."""
+        return _LAYERS * max(len(items) * self.past.last * self.attention_size, self.deep.grid_width(items))

@@ -154,13 +154,16 @@ class EventVectors(nn.Module):
         return torch.as_tensor((self.items if self.candidates is None else self.candidates)(items))
 
     def forward(self, past: PastSide | None) -> Events:
-        """Read the latest events; each distinct item is mapped once."""
+        """Read the latest events; each item is mapped once, or once an event where that is less."""
         assert past is not None
         past = latest(past, self.last)
+        items, index = past.items, past.place
+        if index.numel() < len(items):  # a few users, whose past items are a whole catalogue
+            items, index = items[index.flatten()], torch.arange(index.numel(), device=index.device).view_as(index)
         column = torch.arange(past.mask.shape[1], device=past.mask.device)
         count = past.mask.sum(1, keepdim=True)
         place = (count - 1 - column).clamp(min=0)
-        content = functional.embedding(past.place, self.items(past.items))
+        content = functional.embedding(index, self.items(items))
         if self.rating is not None:
             content = self._rated(content, past.ratings)
         nothing = (count == 0) & (column == 0)
@@ -170,7 +173,7 @@ class EventVectors(nn.Module):
             context = context + self.ages(torch.bucketize(past.ages, self.bounds, right=True))
         if self.places is not None:
             context = context + self.places(place)
-        return Events(content, context, place, past.mask | nothing)
+        return Events(content, context.masked_fill(nothing.unsqueeze(-1), 0.0), place, past.mask | nothing)
 
     def _rated(self, content: Tensor, ratings: Tensor) -> Tensor:
         assert self.rating is not None
