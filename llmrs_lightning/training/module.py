@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmrs_lightning.data.collate import RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
-from llmrs_lightning.data.negatives import HardNegatives
+from llmrs_lightning.data.negatives import HardNegatives, Negatives
 from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
@@ -40,7 +40,7 @@ from llmrs_lightning.training.evaluation import (
     Results,
     shown_cutoff,
 )
-from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss
+from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss, Truth
 from llmrs_lightning.training.optim import Optimization
 
 PREDICTIONS = (PROBABILITY, RATING, RATING_CLASS)  # methods of a loss, and columns of a prediction table
@@ -118,6 +118,7 @@ class JointRecommender(pl.LightningModule):
         """Take the sizes of the data from the data module."""
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         data.setup(stage)
+        self.check_negatives(data.negatives)
         data.ranking = self.ranking
         self.spec = data.spec
         if stage == "fit" and self.encoder is not None:
@@ -161,15 +162,15 @@ class JointRecommender(pl.LightningModule):
             SideSizes(table.num_rows, sum(blocks[side]), text, self._fields(side))
             for side, table in zip(SIDES, (spec.users, spec.items), strict=True)
         )
-        if spec.has_negatives and not isinstance(self.loss, BinaryCrossEntropy):
+        if spec.has_negatives and self.loss.needs_rating:
             raise ConfigError(
                 f"{type(self.loss).__name__} learns from ratings, and drawn negatives have none",
                 where="data.negatives",
-                fix="set it to 0, or use BinaryCrossEntropy",
+                fix="set it to null, or use BinaryCrossEntropy, or MultiTask for both",
             )
         for side in SIDES:
             self.register_buffer(f"{side}_rows", torch.from_numpy(spec.trained_rows(side)), persistent=False)
-        self.loss.build(spec.targets)
+        self.loss.build(spec.targets, spec.items.num_rows)
         for scorer in self.members.values():
             scorer.build(user, item, self.loss.num_outputs)
         self.fusion.build(list(self.members))
@@ -201,6 +202,28 @@ class JointRecommender(pl.LightningModule):
     def _fields(self, side: SideName) -> tuple[int, ...]:
         behaviour = self.behaviour.widths(side) if self.behaviour else []
         return (*self._widths(side)[: 1 if self.encoder else 0], *behaviour)
+
+    def check_negatives(self, negatives: Negatives | None) -> None:
+        """Check that the loss can do with the negatives of the data.
+
+        Raises:
+            ConfigError: If it cannot.
+        """
+        name = type(self.loss).__name__
+        if negatives is None and self.loss.needs_negatives:
+            raise ConfigError(
+                f"{name} compares rows with negatives that are drawn for them, and none are",
+                where="data.negatives",
+                found="null",
+                fix="set it, such as to UniformNegatives, or use another loss",
+            )
+        if negatives is not None and negatives.log_q is not None and not self.loss.corrects:
+            raise ConfigError(
+                f"{name} does not define what a logQ correction means",
+                where="data.negatives, correct",
+                found="true",
+                fix="set it to false, or use BinaryCrossEntropy or SampledSoftmax",
+            )
 
     def _check_augmentation(self, encoder: TextEncoder) -> None:
         if isinstance(encoder.tuning, Frozen):
@@ -313,11 +336,10 @@ class JointRecommender(pl.LightningModule):
     def training_step(self, batch: RecBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over the rows of all processes (DDP averages gradients over processes)."""
         members, fused = self(batch)
-        if batch.log_q is not None:
-            members, fused = members - batch.log_q[:, None, None], fused - batch.log_q[:, None]
-        rows = self.loss(fused, batch.label, batch.rating)
+        truth = Truth.of(batch)
+        rows = self.loss(fused, truth)
         for member in members.unbind(1):
-            rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, batch.label, batch.rating)
+            rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, truth)
         loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
         if not torch.isfinite(loss):
             raise DataError(
@@ -398,9 +420,10 @@ class JointRecommender(pl.LightningModule):
 
     @property
     def columns(self) -> list[str]:
-        """What the loss gives a pair beside its score: its own value, and probability and rating if it defines them."""
+        """What the loss gives a pair beside its score, as far as it defines it: loss, probability and rating."""
         probe = torch.zeros(1, self.loss.num_outputs, device=self.device)
-        return [LOSS, *(name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None)]
+        loss = [LOSS] if self.loss.pointwise else []
+        return loss + [name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None]
 
     def _start(self, stage: Literal["val", "test"]) -> None:
         data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
@@ -440,7 +463,8 @@ class JointRecommender(pl.LightningModule):
             outputs |= dict(zip(self.members, members.unbind(1), strict=True))
         values: dict[str, dict[str, Tensor]] = {}
         for system, output in outputs.items():
-            columns = {"score": self.loss.score(output), LOSS: self.loss(output, batch.label, batch.rating)}
+            columns = {"score": self.loss.score(output)}
+            columns |= {LOSS: self.loss(output, Truth.of(batch))} if self.loss.pointwise else {}
             columns |= {name: getattr(self.loss, name)(output) for name in PREDICTIONS}
             values[system] = {name: column for name, column in columns.items() if column is not None}
         user, item = batch.user.position, batch.item.position[: len(batch)]

@@ -22,6 +22,7 @@ def prepare(cli: RecCLI) -> tuple[JointRecommender, RecDataModule]:
     data.setup()
     module.spec = data.spec
     try:
+        module.check_negatives(data.negatives)
         module.configure_model()
     except LLMRSError:
         raise

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,13 +12,20 @@ from hypothesis import strategies as st
 
 from llmrs_lightning.data.spec import Targets
 from llmrs_lightning.errors import ConfigError
-from llmrs_lightning.training import losses as module
+from llmrs_lightning.training import losses as package
 from llmrs_lightning.training.losses import (
+    BPR,
     BinaryCrossEntropy,
+    GeneralizedBCE,
+    Hinge,
+    ListwiseSoftmax,
     Loss,
     MeanSquaredError,
+    MultiTask,
     OrderedLogit,
     RatingCrossEntropy,
+    SampledSoftmax,
+    Truth,
 )
 
 VALUES, SHARES = [1.0, 2.0, 3.0, 4.5, 5.0], [0.05, 0.1, 0.3, 0.35, 0.2]
@@ -34,54 +42,58 @@ def subclasses(cls):
 
 
 LOSSES = sorted(
-    (c for c in subclasses(Loss) if c.__module__ == module.__name__ and not inspect.isabstract(c)),
+    (c for c in subclasses(Loss) if c.__module__.startswith(package.__name__) and not inspect.isabstract(c)),
     key=lambda cls: cls.__name__,
 )
+POINTWISE = [cls for cls in LOSSES if cls.pointwise]
+NUM_ITEMS = 40
 
 
-def build(cls, **options):
-    loss = cls()
-    loss.build(targets(**options))
+def build(cls, *args, values=VALUES, shares=SHARES, positive_from=4.0, **options):
+    loss = cls(*args, **options)
+    loss.build(targets(values, shares, positive_from), NUM_ITEMS)
     return loss
 
 
 def rows(number):
     rating = torch.tensor(VALUES)[torch.arange(number) % 5]
-    return (rating >= 4).float(), rating
+    return Truth.of_rows((rating >= 4).float(), rating)
 
 
 def test_the_losses_are_found():
-    assert {BinaryCrossEntropy, MeanSquaredError, OrderedLogit, RatingCrossEntropy} <= set(LOSSES)
+    assert {getattr(package, name) for name in package.__all__} - {Loss, Truth} == set(LOSSES)
+    assert set(LOSSES) - set(POINTWISE) == {BPR, GeneralizedBCE, Hinge, ListwiseSoftmax, SampledSoftmax}
 
 
-@pytest.mark.parametrize("cls", LOSSES)
-class TestLoss:
+@pytest.mark.parametrize("cls", POINTWISE)
+class TestPointwiseLoss:
     @pytest.fixture
     def loss(self, cls):
         torch.manual_seed(0)
         return build(cls)
 
     def test_each_row_has_a_finite_loss(self, loss):
-        values = loss(torch.randn(20, loss.num_outputs), *rows(20))
+        values = loss(torch.randn(20, loss.num_outputs), rows(20))
         assert values.shape == (20,)
         assert values.isfinite().all()
         assert (values >= 0).all()
 
     def test_a_row_has_its_loss_in_any_company(self, loss):
-        outputs, (label, rating) = torch.randn(20, loss.num_outputs), rows(20)
-        together = loss(outputs, label, rating)
-        alone = torch.cat([loss(outputs[i : i + 1], label[i : i + 1], rating[i : i + 1]) for i in range(20)])
+        outputs, truth = torch.randn(20, loss.num_outputs), rows(20)
+        together = loss(outputs, truth)
+        each = [Truth.of_rows(truth.label[i : i + 1], truth.rating[i : i + 1]) for i in range(20)]
+        alone = torch.cat([loss(outputs[i : i + 1], one) for i, one in enumerate(each)])
         torch.testing.assert_close(together, alone)
 
     def test_every_row_and_every_weight_gets_a_gradient(self, loss):
         outputs = torch.randn(20, loss.num_outputs, requires_grad=True)
-        loss(outputs, *rows(20)).sum().backward()
+        loss(outputs, rows(20)).sum().backward()
         assert outputs.grad.isfinite().all()
         assert (outputs.grad.abs().sum(1) > 0).all()
         assert all(p.grad is not None and p.grad.any() for p in loss.parameters())
 
     def test_no_row_has_no_loss(self, loss):
-        values = loss(torch.randn(0, loss.num_outputs, requires_grad=True), *rows(0))
+        values = loss(torch.randn(0, loss.num_outputs, requires_grad=True), rows(0))
         assert values.shape == (0,)
         values.sum().backward()
 
@@ -90,7 +102,7 @@ class TestLoss:
         signs = torch.cartesian_prod(*[torch.tensor([-size, 0.0, size])] * loss.num_outputs)
         signs = signs.reshape(-1, loss.num_outputs)
         outputs = signs.repeat_interleave(5, 0).requires_grad_()
-        values = loss(outputs, *rows(len(outputs)))
+        values = loss(outputs, rows(len(outputs)))
         assert values.isfinite().all()
         values.sum().backward()
         assert outputs.grad.isfinite().all()
@@ -122,12 +134,13 @@ class TestLoss:
         assert ((loss.rating(outputs) > 1) & (loss.rating(outputs) < 5)).all()
 
     def test_minimising_it_puts_positives_first(self, loss):
-        label, rating = rows(5)
+        truth = rows(5)
+        label = truth.label
         outputs = torch.zeros(5, loss.num_outputs, requires_grad=True)
         optimizer = torch.optim.Adam([outputs], lr=0.1)
         for _ in range(300):
             optimizer.zero_grad()
-            loss(outputs, label, rating).mean().backward()
+            loss(outputs, truth).mean().backward()
             optimizer.step()
         score = loss.score(outputs)
         assert score[label > 0].min() > score[label == 0].max() + 0.5
@@ -136,22 +149,20 @@ class TestLoss:
         if loss.rating(outputs) is not None:
             assert (loss.rating(outputs).diff() > 0).all()
 
-    @staticmethod
-    def needs_ratings(cls):
-        """Whether the loss is another for other ratings under the same labels."""
-        loss, (label, _) = build(cls), rows(5)
-        low, high = (loss(torch.eye(5)[:, : loss.num_outputs], label, torch.full((5,), r)) for r in (2.0, 5.0))
-        return not torch.equal(low, high)
-
     def test_without_ratings_it_works_or_says_so(self, cls):
         loss = cls()
-        if self.needs_ratings(cls):
-            with pytest.raises(ConfigError, match=rf"{cls.__name__}[\s\S]*model\.loss"):
-                loss.build(targets([], []))
+        if loss.needs_rating or cls is MultiTask:
+            with pytest.raises(ConfigError, match=r"needs ratings[\s\S]*model\.loss"):
+                loss.build(targets([], []), NUM_ITEMS)
             return
-        loss.build(targets([], []))
-        label, _ = rows(6)
-        assert loss(torch.randn(6, loss.num_outputs), label, torch.full((6,), NAN)).isfinite().all()
+        loss.build(targets([], []), NUM_ITEMS)
+        truth = replace(rows(6), rating=torch.full((6,), NAN))
+        assert loss(torch.randn(6, loss.num_outputs), truth).isfinite().all()
+
+    def test_a_loss_that_needs_ratings_is_another_for_another_rating(self, loss):
+        outputs, truth = torch.eye(5)[:, : loss.num_outputs], rows(5)
+        low, high = (loss(outputs, replace(truth, rating=torch.full((5,), r))) for r in (2.0, 5.0))
+        assert torch.equal(low, high) == (not loss.needs_rating and not isinstance(loss, MultiTask))
 
 
 @pytest.mark.parametrize("cls", [MeanSquaredError, OrderedLogit, RatingCrossEntropy])
@@ -164,21 +175,25 @@ def test_losses_over_ratings_need_two_of_them(cls, values):
 def test_binary_cross_entropy():
     loss, outputs = build(BinaryCrossEntropy), torch.tensor([[2.0], [2.0]])
     p = 1 / (1 + math.exp(-2))
-    assert loss(outputs, torch.tensor([1.0, 0.0]), torch.full((2,), NAN)).tolist() == pytest.approx(
-        [-math.log(p), -math.log(1 - p)], rel=1e-5
-    )
+    truth = Truth.of_rows(torch.tensor([1.0, 0.0]), torch.full((2,), NAN))
+    assert loss(outputs, truth).tolist() == pytest.approx([-math.log(p), -math.log(1 - p)], rel=1e-5)
     assert loss.probability(outputs).tolist() == pytest.approx([p, p])
     assert loss.rating(outputs) is None
-    assert loss(torch.tensor([[50.0]]), torch.zeros(1), torch.zeros(1)).item() == pytest.approx(50)
+    assert loss(torch.tensor([[50.0]]), Truth.of_rows(torch.zeros(1), torch.zeros(1))).item() == pytest.approx(50)
+
+
+def test_binary_cross_entropy_compares_corrected_scores():
+    loss, outputs, truth = build(BinaryCrossEntropy), torch.randn(20, 1), rows(20)
+    log_q = torch.randn(20)
+    torch.testing.assert_close(loss(outputs, replace(truth, log_q=log_q)), loss(outputs - log_q[:, None], truth))
 
 
 def test_squared_error_starts_from_the_mean_rating():
     loss = build(MeanSquaredError)
     mean = targets().mean_rating
     assert loss.rating(torch.zeros(1, 1)).item() == pytest.approx(mean)
-    assert loss(torch.tensor([[0.5]]), torch.tensor([1.0]), torch.tensor([5.0])).item() == pytest.approx(
-        (mean + 0.5 - 5) ** 2, rel=1e-5
-    )
+    truth = Truth.of_rows(torch.tensor([1.0]), torch.tensor([5.0]))
+    assert loss(torch.tensor([[0.5]]), truth).item() == pytest.approx((mean + 0.5 - 5) ** 2, rel=1e-5)
     assert loss.probability(torch.zeros(1, 1)) is None
 
 
@@ -186,9 +201,9 @@ def test_squared_error_starts_from_the_mean_rating():
 def test_cross_entropy_over_ratings_is_minus_the_log_of_the_class(positive_from):
     loss = build(RatingCrossEntropy, positive_from=positive_from)
     assert loss.num_outputs == 5
-    outputs, (label, rating) = torch.randn(10, 5), rows(10)
+    outputs = torch.randn(10, 5)
     p = outputs.softmax(1)
-    torch.testing.assert_close(loss(outputs, label, rating), -p[torch.arange(10), torch.arange(10) % 5].log())
+    torch.testing.assert_close(loss(outputs, rows(10)), -p[torch.arange(10), torch.arange(10) % 5].log())
     torch.testing.assert_close(loss.probability(outputs), p[:, 3] + p[:, 4])
     torch.testing.assert_close(loss.rating(outputs), p @ torch.tensor(VALUES))
 
@@ -229,7 +244,9 @@ def test_ordered_logit_equals_its_definition(scale, score, moves):
     assert sum(p) == pytest.approx(1)
     outputs, rating = torch.full((len(values), 1), score), torch.tensor(values)
     expected = [-math.log(q) for q in p]
-    assert loss(outputs, torch.zeros(len(values)), rating).tolist() == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert loss(outputs, Truth.of_rows(torch.zeros(len(values)), rating)).tolist() == pytest.approx(
+        expected, rel=1e-3, abs=1e-4
+    )
     mean = sum(q * v for q, v in zip(p, values, strict=True))
     assert loss.rating(outputs)[0].item() == pytest.approx(mean, rel=1e-4, abs=1e-4)
     assert p[values.index(loss.rating_class(outputs)[0].item())] == pytest.approx(max(p), abs=1e-5)
@@ -266,7 +283,7 @@ def test_thresholds_stay_in_order_while_they_learn():
     for _ in range(50):
         optimizer.zero_grad()
         rating = torch.tensor(VALUES)[torch.randint(0, 5, (8,))]
-        loss(3 * torch.randn(8, 1), torch.zeros(8), rating).mean().backward()
+        loss(3 * torch.randn(8, 1), Truth.of_rows(torch.zeros(8), rating)).mean().backward()
         optimizer.step()
         assert (loss.thresholds.diff() > 0).all()
     assert not torch.allclose(loss.thresholds, start, atol=0.1)
@@ -278,8 +295,8 @@ def test_thresholds_learn_the_shares_of_the_ratings():
     wanted = [0.1, 0.1, 0.2, 0.2, 0.4]
     for _ in range(400):
         optimizer.zero_grad()
-        rows = loss(torch.zeros(5, 1), torch.zeros(5), torch.tensor(VALUES))
-        (rows * torch.tensor(wanted)).sum().backward()
+        values = loss(torch.zeros(5, 1), Truth.of_rows(torch.zeros(5), torch.tensor(VALUES)))
+        (values * torch.tensor(wanted)).sum().backward()
         optimizer.step()
     assert class_probabilities(loss, 0.0) == pytest.approx(wanted, abs=0.01)
 
@@ -288,4 +305,4 @@ def test_a_very_rare_rating_keeps_finite_thresholds_in_order():
     loss = build(OrderedLogit, shares=[1e-9, 1e-9, 0.5, 0.5 - 1e-9, 1e-9])
     assert loss.thresholds.isfinite().all()
     assert (loss.thresholds.diff() > 0).all()
-    assert loss(torch.zeros(5, 1), torch.zeros(5), torch.tensor(VALUES)).isfinite().all()
+    assert loss(torch.zeros(5, 1), Truth.of_rows(torch.zeros(5), torch.tensor(VALUES))).isfinite().all()

@@ -27,7 +27,7 @@ from llmrs_lightning.features import BehaviourFeatures
 from llmrs_lightning.fusion import WeightedAverage
 from llmrs_lightning.scorers import DNNScorer, MFScorer, SemanticScorer
 from llmrs_lightning.training.evaluation import MONITOR
-from llmrs_lightning.training.losses import BinaryCrossEntropy, OrderedLogit
+from llmrs_lightning.training.losses import BinaryCrossEntropy, OrderedLogit, Truth
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.optim import Optimization
 
@@ -97,7 +97,7 @@ def test_the_loss_on_the_fused_score_alone_reaches_the_first_layer_of_bert(tiny_
     module, data = built(tiny_bert, member_loss_weight=0)
     batch = whole_batch(data)
     _, fused = module(batch)
-    module.loss(fused, batch.label, batch.rating).mean().backward()
+    module.loss(fused, Truth.of(batch)).mean().backward()
     gradient = first_layer(module).grad
     assert gradient is not None
     assert gradient.abs().max() > 0
@@ -262,9 +262,10 @@ def test_a_corrected_loss_is_that_of_the_corrected_scores(tiny_bert: str, monkey
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
     monkeypatch.setattr(module, "_trainer", SimpleNamespace(world_size=1, current_epoch=0))
     members, fused = module(batch)
-    wanted = module.loss(fused - batch.log_q[:, None], batch.label, batch.rating).mean()
+    truth = Truth.of_rows(batch.label, batch.rating)
+    wanted = module.loss(fused - batch.log_q[:, None], truth).mean()
     for member in members.unbind(1):
-        each = module.loss(member - batch.log_q[:, None], batch.label, batch.rating).mean()
+        each = module.loss(member - batch.log_q[:, None], truth).mean()
         wanted = wanted + module.member_loss_weight / 3 * each
     torch.testing.assert_close(module.training_step(batch, 0), wanted)
 

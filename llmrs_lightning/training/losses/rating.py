@@ -1,8 +1,6 @@
-"""Losses, and what a score means under each: a ranking score, a probability, a rating."""
+"""Losses on ratings: as a number, as classes, as classes in order."""
 
 from __future__ import annotations
-
-from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -10,65 +8,7 @@ from torch.nn import functional
 
 from llmrs_lightning.data.spec import Targets
 from llmrs_lightning.errors import ConfigError
-
-
-class Loss(nn.Module, ABC):
-    """Compare outputs (B, C) with labels and ratings.
-
-    Attributes:
-        num_outputs: C, the outputs that each scorer gives a pair; known after `build`.
-    """
-
-    num_outputs = 1
-
-    def build(self, targets: Targets) -> None:
-        """Read what is known of labels and ratings.
-
-        Raises:
-            ConfigError: If the data lack what the loss needs.
-        """
-
-    @abstractmethod
-    def forward(self, outputs: Tensor, label: Tensor, rating: Tensor) -> Tensor:
-        """Return the loss of each row, (B,), from outputs (B, C), label (B,) and rating (B,)."""
-
-    def score(self, outputs: Tensor) -> Tensor:
-        """Return the score to rank by, (...,) from (..., C); higher is better."""
-        return outputs[..., 0]
-
-    def probability(self, outputs: Tensor) -> Tensor | None:
-        """Return the probability of a positive, (...,); None if the loss defines none."""
-        return None
-
-    def rating(self, outputs: Tensor) -> Tensor | None:
-        """Return the predicted rating, (...,); None if the loss defines none."""
-        return None
-
-    def rating_class(self, outputs: Tensor) -> Tensor | None:
-        """Return the most probable rating, (...,); None if the loss knows no rating classes."""
-        return None
-
-
-class BinaryCrossEntropy(Loss):
-    """Binary cross-entropy of sigmoid(score) against the label.
-
-    Requirements:
-        Labels of both kinds.
-
-    Inputs:
-        One output a pair; label 0 or 1.
-
-    Related losses:
-        `OrderedLogit` and `RatingCrossEntropy` use the whole rating, and mostly rank better where there is one.
-    """
-
-    def forward(self, outputs: Tensor, label: Tensor, rating: Tensor) -> Tensor:
-        """Return the loss of each row, (B,)."""
-        return functional.binary_cross_entropy_with_logits(outputs[:, 0], label, reduction="none")
-
-    def probability(self, outputs: Tensor) -> Tensor:
-        """Return sigmoid(score)."""
-        return outputs[..., 0].sigmoid()
+from llmrs_lightning.training.losses.base import Loss, Truth
 
 
 class MeanSquaredError(Loss):
@@ -84,14 +24,16 @@ class MeanSquaredError(Loss):
         `OrderedLogit`, which also gives a probability.
     """
 
-    def build(self, targets: Targets) -> None:
+    needs_rating = True
+
+    def build(self, targets: Targets, num_items: int) -> None:
         """Keep the mean rating, so that scorers start from it."""
         _require_ratings(self, targets)
         self.register_buffer("mean", torch.tensor(float(targets.mean_rating)))
 
-    def forward(self, outputs: Tensor, label: Tensor, rating: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, truth: Truth) -> Tensor:
         """Return the loss of each row, (B,)."""
-        return (self.rating(outputs) - rating).square()
+        return (self.rating(outputs) - truth.rating).square()
 
     def rating(self, outputs: Tensor) -> Tensor:
         """Return mean + output."""
@@ -111,7 +53,9 @@ class RatingCrossEntropy(Loss):
         `OrderedLogit` knows that the classes have an order, and needs one output.
     """
 
-    def build(self, targets: Targets) -> None:
+    needs_rating = True
+
+    def build(self, targets: Targets, num_items: int) -> None:
         """Make one class a distinct rating."""
         _require_ratings(self, targets)
         self.num_outputs = len(targets.rating_values)
@@ -119,9 +63,9 @@ class RatingCrossEntropy(Loss):
         self.register_buffer("values", values)
         self.register_buffer("positive", values >= targets.positive_from)
 
-    def forward(self, outputs: Tensor, label: Tensor, rating: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, truth: Truth) -> Tensor:
         """Return the loss of each row, (B,)."""
-        return functional.cross_entropy(outputs, _classes(rating, self.get_buffer("values")), reduction="none")
+        return functional.cross_entropy(outputs, _classes(truth.rating, self.get_buffer("values")), reduction="none")
 
     def score(self, outputs: Tensor) -> Tensor:
         """Return the probability of a positive; the expected rating if all classes or none are positive."""
@@ -157,7 +101,9 @@ class OrderedLogit(Loss):
         `BinaryCrossEntropy` uses only the label; `RatingCrossEntropy` needs an output a class.
     """
 
-    def build(self, targets: Targets) -> None:
+    needs_rating = True
+
+    def build(self, targets: Targets, num_items: int) -> None:
         """Make K - 1 thresholds for K classes."""
         _require_ratings(self, targets)
         values = torch.tensor(targets.rating_values, dtype=torch.float32)
@@ -179,10 +125,10 @@ class OrderedLogit(Loss):
         """Return the logits of P(rating >= k), (..., K - 1)."""
         return outputs[..., :1] - self.thresholds
 
-    def forward(self, outputs: Tensor, label: Tensor, rating: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, truth: Truth) -> Tensor:
         """Return the loss of each row, (B,): -log of P(>= k) - P(>= k + 1), in logs throughout."""
         logits = functional.pad(self._at_least(outputs.float()), (1, 1))
-        target = _classes(rating, self.get_buffer("values")).unsqueeze(-1)
+        target = _classes(truth.rating, self.get_buffer("values")).unsqueeze(-1)
         last = logits.shape[-1] - 1
         low = logits.gather(-1, target)[..., 0].masked_fill(target[..., 0] == 0, torch.inf)
         high = logits.gather(-1, target + 1)[..., 0].masked_fill(target[..., 0] + 1 == last, -torch.inf)
