@@ -1,3 +1,4 @@
+import pickle
 import random
 from dataclasses import replace
 from operator import attrgetter
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from llmrs_lightning.data.augment import TextAugmentation
-from llmrs_lightning.data.collate import Horizon, PairDataset, PastBatch, Texts
+from llmrs_lightning.data.collate import Horizon, PairDataset, PastBatch, RecBatch, Texts
 from llmrs_lightning.data.history import History
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.negatives import BatchNegatives
@@ -190,6 +191,20 @@ def test_batches_without_text_move_too():
     moved = PairDataset(PAIRS)[key(np.arange(9))].to("meta")
     assert {t.device.type for t in tensors(moved)} == {"meta"}
     assert moved.user.texts is None
+
+
+def test_batches_survive_the_way_between_processes(texts):
+    batch = PairDataset(PAIRS, full_horizon(texts), drawing(1.0))[key(np.arange(9))]
+    again = pickle.loads(pickle.dumps(batch))
+    assert type(again) is RecBatch
+    assert again.global_rows == batch.global_rows
+    assert again.log_q is None
+    assert type(again.user.texts) is TextBatch
+    for one, other in zip(tensors(batch), tensors(again), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    empty = pickle.loads(pickle.dumps(PairDataset(PAIRS)[key([])]))
+    assert len(empty) == 0
 
 
 def test_users_see_what_came_strictly_before_their_pair(texts):
