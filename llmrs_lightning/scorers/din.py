@@ -94,8 +94,9 @@ class DINScorer(Scorer):
         maps = e.unsqueeze(2) * self.product_part + self.item_part.weight
         maps = torch.cat([maps, self.event_part(e).unsqueeze(-1)], -1)
         hidden = (maps.flatten(1, 2) @ functional.pad(vectors, (0, 1), value=1.0).transpose(-1, -2)).relu_()
-        hidden = hidden.view(-1, self.attention_size, hidden.shape[-1])
-        weights = self.weight.weight.expand(len(hidden), -1, -1).bmm(hidden).view(*e.shape[:2], -1) + self.weight.bias
+        hidden = hidden.view(e.shape[0] * e.shape[1], self.attention_size, hidden.shape[-1])
+        weights = self.weight.weight.expand(len(hidden), -1, -1).bmm(hidden) + self.weight.bias
+        weights = weights.view(e.shape[0], e.shape[1], hidden.shape[-1])
         interest = (weights * events.mask.unsqueeze(-1)).transpose(1, 2) @ self.interest_part(e)
         return self.deep.grid_chunk(users, (parts + interest,))
 

@@ -116,11 +116,11 @@ class ItemVectors(nn.Module):
 class EventVectors(nn.Module):
     """Turn pasts into `Events`, and items to score into vectors that compare with them.
 
-    A rating r becomes log(1 + |r|) with its sign, since scales reach from stars to play counts, and changes an item's
-    vector x to x * (1 + scale) + shift, each linear in it (Perez et al., 2018, FiLM), so that a dislike can count
-    against what is similar; an event without a rating has a scale and shift of its own. An age has one vector a
-    power of two seconds (Zhou et al., 2018, ATRank, section 3). Places count from the latest event backwards, so the
-    latest is at 0 whatever the length.
+    A rating becomes log(1 + |r|) with its sign, since scales reach from stars to play counts. It changes an item's
+    vector x to x * (1 + scale) + shift, each linear in it and in its difference from the user's mean (Perez et al.,
+    2018, FiLM), so that a dislike can count against what is similar; an event without a rating has a scale and shift of
+    its own. An age has one vector a power of two seconds (Zhou et al., 2018, ATRank, section 3). Places count from the
+    latest event backwards, so the latest is at 0 whatever the length.
 
     Args:
         items: Widths of the items.
@@ -137,9 +137,10 @@ class EventVectors(nn.Module):
         self.items = ItemVectors(items, options)
         self.candidates = None if options.share_items else ItemVectors(items, options)
         self.no_past = nn.Parameter(torch.randn(size) * _INIT_STD)
-        self.rating = nn.Linear(1, 2 * size) if options.ratings else None
-        if self.rating is not None:  # starts as if ratings were not there
+        self.rating = nn.Linear(2, 2 * size) if options.ratings else None
+        if self.rating is not None:  # starts as if only the rating beside the user's mean counted
             nn.init.zeros_(self.rating.weight)
+            nn.init.ones_(self.rating.weight[:size, 1:])
             nn.init.zeros_(self.rating.bias)
             self.no_rating = nn.Parameter(torch.zeros(2 * size))
         self.ages = nn.Embedding(_AGES + 1, size) if options.ages else None
@@ -165,7 +166,7 @@ class EventVectors(nn.Module):
         place = (count - 1 - column).clamp(min=0)
         content = functional.embedding(index, self.items(items))
         if self.rating is not None:
-            content = self._rated(content, past.ratings)
+            content = self._rated(content, past.ratings, past.mask)
         nothing = (count == 0) & (column == 0)
         content = torch.where(nothing.unsqueeze(-1), self.no_past.to(content.dtype), content)
         context = torch.zeros_like(content)
@@ -175,11 +176,14 @@ class EventVectors(nn.Module):
             context = context + self.places(place)
         return Events(content, context.masked_fill(nothing.unsqueeze(-1), 0.0), place, past.mask | nothing)
 
-    def _rated(self, content: Tensor, ratings: Tensor) -> Tensor:
+    def _rated(self, content: Tensor, ratings: Tensor, mask: Tensor) -> Tensor:
+        """Let the ratings (B, L) scale and shift the items (B, L, H)."""
         assert self.rating is not None
-        given = ratings.nan_to_num()
-        known = self.rating((given.sign() * given.abs().log1p()).unsqueeze(-1))
-        scale, shift = torch.where(ratings.isnan().unsqueeze(-1), self.no_rating.to(known.dtype), known).chunk(2, -1)
+        given, known = ratings.nan_to_num(), mask & ~ratings.isnan()
+        given = given.sign() * given.abs().log1p()
+        mean = (given * known).sum(1, keepdim=True) / known.sum(1, keepdim=True).clamp(min=1)
+        found = self.rating(torch.stack([given, given - mean], -1))
+        scale, shift = torch.where(known.unsqueeze(-1), found, self.no_rating.to(found.dtype)).chunk(2, -1)
         return content * (1 + scale) + shift
 
 
