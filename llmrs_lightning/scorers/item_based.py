@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Iterator
 
@@ -75,7 +76,10 @@ class ItemBasedScorer(FittedScorer):
     def _products(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the products of the items' columns: the first row, and (rows, num_items + 1) float64."""
         columns = self.past.sparse(self.num_users + 1)
-        size = max(_BLOCK_CELLS // (self.num_users + self.num_items + 2), 1)
+        rows = columns.t().coalesce()
+        size = max(_BLOCK_CELLS // (self.num_items + 1), 1)
         for start in range(0, self.num_items + 1, size):
-            block = torch.arange(start, min(start + size, self.num_items + 1))
-            yield start, torch.sparse.mm(columns, columns.index_select(0, block).to_dense().T).T
+            block = columns.index_select(0, torch.arange(start, min(start + size, self.num_items + 1)))
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # sparse products are called beta
+                products = torch.sparse.mm(block, rows)
+            yield start, products.to_dense()
