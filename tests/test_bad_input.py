@@ -320,6 +320,33 @@ def test_semantic_scorer_needs_an_encoder(config: Config, refuse: Refuse) -> Non
     refuse.fit(put(config, "model.encoder", None), "SemanticScorer", "model.encoder")
 
 
+def past_reader(config: Config, **past: Any) -> Config:
+    put(config, "model.scorers.gru", {"class_path": "GRUScorer", "init_args": {"past": past}})
+    return put(config, "data.schema.timestamp", "timestamp")
+
+
+def test_scorer_of_histories_needs_them(config: Config, refuse: Refuse, capsys: pytest.CaptureFixture[str]) -> None:
+    refuse.fit(past_reader(config, items="text", last=3, size=8), "gru read histories", "data.history", "such as 50")
+    put(config, "data.history", 3)
+    (refuse.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", str(refuse.folder / "config.yaml")]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("past", "words"),
+    [({"items": "title"}, ["items", "text", "both"]), ({"last": 0}, ["past", "last 0", "1 or more"])],
+)
+def test_pasts_that_cannot_be_read(past: Config, words: list[str], config: Config, refuse: Refuse) -> None:
+    refuse.fit(put(past_reader(config, **past), "data.history", 3), *words)
+
+
+def test_past_without_texts_is_read_by_id(config: Config, refuse: Refuse) -> None:
+    put(past_reader(config), "data.history", 3)
+    del config["model"]["scorers"]["semantic"]
+    refuse.fit(put(config, "model.encoder", None), "text vectors", "model.encoder", "past.items to id")
+
+
 def test_config_files_that_are_none(refuse: Refuse, tmp_path: Path) -> None:
     refuse(["fit", "--config", str(tmp_path / "nowhere.yaml")], "--config", "nowhere.yaml")
     refuse(["fit", "--config", str(tmp_path)], "--config", str(tmp_path))
