@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -118,7 +118,7 @@ class Texts:
     store: TokenStore
     user: Timeline
     item: Timeline
-    without: Ids | None = None
+    without: Ids = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class Horizon:
         return batch
 
     def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:
-        if self.augmentation is None or self.texts is None or self.texts.without is None:
+        if self.augmentation is None or self.texts is None or not self.texts.without.size:
             return ids
         without = self.texts.without[ids]
         lost = self.augmentation.fields_lost(ids, (without >= 0).sum(1), draw)

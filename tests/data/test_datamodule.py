@@ -127,6 +127,7 @@ def test_histories_need_timestamps() -> None:
 OPTIONS: dict[str, dict[str, Any]] = {
     "shuffled": {"negatives": PopularityNegatives(1.5)},
     "blocks": {"sampler": "blocks", "negatives": BatchNegatives(0.7, correct=True)},
+    "swapped": {"augmentation": TextAugmentation(swap=0.5)},
     "augmented": {"augmentation": TextAugmentation(token_dropout=0.2, swap=0.2, span_crop=0.3, field_dropout=0.3)},
 }
 
