@@ -16,7 +16,7 @@ _STEPS = 4  # from products to their weighted sum
 
 
 class AttentionScorer(SequenceScorer):
-    """Score = scale * similarity(weighted past, item vector) + item bias + bias, all weights of the past adding to one.
+    """Score = scale * similarity(weighted past, item vector) + biases, all weights of the past adding to one.
 
     With `query: learned` the weights come from the events alone, by additive attention (Yang et al., 2016,
     Hierarchical Attention Networks, equations 5 to 7), and the past is one vector. With `query: candidate` an event
@@ -38,7 +38,7 @@ class AttentionScorer(SequenceScorer):
         query: Where weights come from, see above.
         temperature: Compare directions; the scale starts at 1 / temperature, as does the sharpness of the weights of
             `candidate`. null multiplies the vectors as they are.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases, see `Similarity`.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AttentionScorer(SequenceScorer):
         """Return the weighted average of the items of the past."""
         return torch.as_tensor(self.attention(events.vectors, events.content, events.mask))
 
-    def _average(self, user: Side, items: Tensor) -> Tensor:
+    def _average(self, user: Side, items: Tensor) -> tuple[Tensor, Tensor]:
         """Average likenesses with weights that grow with them.
 
         Args:
@@ -69,25 +69,28 @@ class AttentionScorer(SequenceScorer):
             items: Directions of the items, turned: (H, N), or (B, H, N) for each user's own.
 
         Returns:
-            (B, N).
+            Averages (B, N), and the users' biases (B, C).
         """
         events = self.events(user.past)
         logits = self.attention.logits(events.vectors, events.mask).unsqueeze(-1)
         products = self.similarity.direction(events.content) @ items
-        return (torch.addcmul(logits, products, self.sharpness).softmax(1) * products).sum(1)
+        average = (torch.addcmul(logits, products, self.sharpness).softmax(1) * products).sum(1)
+        return average, self.similarity.user((logits.softmax(1) * events.content).sum(1))[1]
 
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
         if self.query == "learned":
             return super().forward(user, item)
-        average = self._average(user, self._item(item).unsqueeze(-1)).squeeze(-1)
-        return torch.as_tensor(self.similarity(average, self.similarity.biases(item)))
+        vectors, item_bias = self._item(item)
+        average, user_bias = self._average(user, vectors.unsqueeze(-1))
+        return torch.as_tensor(self.similarity(average.squeeze(-1), user_bias, item_bias))
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
         if self.query == "learned":
             return super().grid_chunk(users, prepared)
-        return torch.as_tensor(self.similarity(self._average(users, prepared[0].T), prepared[1]))
+        average, user_bias = self._average(users, prepared[0].T)
+        return torch.as_tensor(self.similarity(average, user_bias, prepared[1]))
 
     def grid_width(self, items: Side) -> int:
         """Return N times the events, and what is made of them, for weights that depend on the item."""

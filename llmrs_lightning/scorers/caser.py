@@ -37,7 +37,7 @@ class CaserScorer(SequenceScorer):
         vertical_filters: Vertical filters.
         dropout: Dropout before the state's layer while training.
         user_ids: Give each user a vector.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases, see `Similarity`.
     """
 
     reads_places = False

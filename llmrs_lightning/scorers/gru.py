@@ -12,7 +12,7 @@ from llmrs_lightning.scorers.sequence import SequenceScorer
 
 
 class GRUScorer(SequenceScorer):
-    """Score = state of a recurrent network after the latest event . item vector + item bias + bias.
+    """Score = state of a recurrent network after the latest event . item vector + biases.
 
     Source: Hidasi et al., 2016, Session-based Recommendations with Recurrent Neural Networks (GRU4Rec), section 3.1,
     with item vectors in place of the output layer's rows; lstm: Hochreiter and Schmidhuber, 1997.
@@ -30,7 +30,7 @@ class GRUScorer(SequenceScorer):
         past: How the past is read.
         cell: gru or lstm.
         layers: Number of layers.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases, see `Similarity`.
     """
 
     reads_places = False

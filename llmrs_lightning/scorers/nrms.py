@@ -12,7 +12,7 @@ from llmrs_lightning.scorers.sequence import SequenceScorer
 
 
 class NRMSScorer(SequenceScorer):
-    """Score = additive attention(multi-head self-attention(events)) . item vector + item bias + bias.
+    """Score = additive attention(multi-head self-attention(events)) . item vector + biases.
 
     Source: Wu et al., 2019, Neural News Recommendation with Multi-Head Self-Attention, section 2.2; the language model
     stands for the news encoder of section 2.1. The paper knows no order; ages and places are added to the events here.
@@ -31,7 +31,7 @@ class NRMSScorer(SequenceScorer):
         past: How the past is read.
         heads: Heads of the self-attention.
         dropout: Dropout on the attention weights while training.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases, see `Similarity`.
     """
 
     def __init__(

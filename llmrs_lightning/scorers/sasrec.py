@@ -36,7 +36,7 @@ class Block(nn.Module):
 
 
 class SASRecScorer(SequenceScorer):
-    """Score = state of causal self-attention at the latest event . item vector + item bias + bias.
+    """Score = state of causal self-attention at the latest event . item vector + biases.
 
     Source: Kang and McAuley, 2018, Self-Attentive Sequential Recommendation, with LayerNorm before each part rather
     than on the queries alone. The state after the latest event is scored with the item; the paper trains on the states
@@ -56,7 +56,7 @@ class SASRecScorer(SequenceScorer):
         layers: Number of blocks.
         heads: Heads of the attention.
         dropout: Dropout inside the blocks while training.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases, see `Similarity`.
     """
 
     def __init__(

@@ -16,44 +16,56 @@ _LAYER_VALUES = 8  # values a column of an event that a layer holds at a time, r
 
 
 class Similarity(nn.Module):
-    """Score = scale * (user vector . item vector) + item bias + bias; scale and biases have C outputs.
+    """Score = scale * (user vector . item vector) + user bias + item bias + bias; scale and biases have C outputs.
+
+    A user's bias is linear in the user's vector, and an item's in its own, plus one for its id (Koren et al., 2009,
+    section "Adding biases"): how high a user rates, and how popular an item is, are no matter of likeness.
 
     Args:
+        size: H, the width of the vectors.
         num_ids: Number of items.
         num_outputs: C.
-        item_bias: Give each item a bias, which learns how popular it is.
+        biases: Give users and items biases.
         temperature: Compare directions, the scale starting at 1 / temperature; None multiplies the vectors as they are.
     """
 
-    def __init__(self, num_ids: int, num_outputs: int, item_bias: bool, temperature: float | None = None) -> None:
+    def __init__(self, size: int, num_ids: int, num_outputs: int, biases: bool, temperature: float | None) -> None:
         super().__init__()
-        self.normalize = temperature is not None
+        self.normalize, self.biases = temperature is not None, biases
         self.scale = nn.Parameter(directions(num_outputs) / (temperature or 1.0))
         self.bias = nn.Parameter(torch.zeros(num_outputs))
-        self.item_ids = nn.Embedding(num_ids + 1, num_outputs) if item_bias else None
-        if self.item_ids is not None:
-            nn.init.zeros_(self.item_ids.weight)
+        if biases:
+            self.user_bias, self.item_bias = (nn.Linear(size, num_outputs, bias=False) for _ in range(2))
+            self.item_ids = nn.Embedding(num_ids + 1, num_outputs)
+            for weight in (self.user_bias.weight, self.item_bias.weight, self.item_ids.weight):
+                nn.init.zeros_(weight)
 
     def direction(self, vectors: Tensor) -> Tensor:
         """Bring vectors (..., H) to unit length, if that is asked for."""
         return functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
-    def biases(self, items: Side) -> Tensor:
-        """Return the biases of items, (B, C)."""
-        own = self.bias.expand(len(items), -1)
-        return own if self.item_ids is None else own + self.item_ids(items.index)
+    def user(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return directions (B, H) and biases (B, C) of users."""
+        biases = self.bias.expand(len(vectors), -1)
+        return self.direction(vectors), biases + self.user_bias(vectors) if self.biases else biases
 
-    def forward(self, products: Tensor, biases: Tensor) -> Tensor:
-        """Score products (...) of directions as (..., C)."""
-        return self.scale * products.unsqueeze(-1) + biases
+    def item(self, vectors: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return directions (B, H) and biases (B, C) of items with rows `index` (B,) of the ids."""
+        biases = self.item_bias(vectors) + self.item_ids(index) if self.biases else torch.zeros_like(self.bias)
+        return self.direction(vectors), biases.expand(len(vectors), -1)
+
+    def forward(self, products: Tensor, user_bias: Tensor, item_bias: Tensor) -> Tensor:
+        """Score products of directions, (B,) of pairs or (U, N) of a grid, as (..., C)."""
+        user_bias = user_bias if products.ndim == 1 else user_bias.unsqueeze(1)
+        return self.scale * products.unsqueeze(-1) + user_bias + item_bias
 
 
 class SequenceScorer(Scorer, ABC):
-    """Score = scale * (state after the past . item vector) + item bias + bias.
+    """Score = scale * (state after the past . item vector) + biases; see `Similarity`.
 
     Args:
         past: How the past is read; None for the defaults of `EventOptions`.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases.
         temperature: Compare directions, with a scale that starts at 1 / temperature; None multiplies vectors.
     """
 
@@ -62,7 +74,7 @@ class SequenceScorer(Scorer, ABC):
 
     def __init__(self, past: EventOptions | None, bias: bool, temperature: float | None = None) -> None:
         super().__init__()
-        self.past, self.item_bias, self.temperature = past or EventOptions(), bias, temperature
+        self.past, self.bias, self.temperature = past or EventOptions(), bias, temperature
 
     @abstractmethod
     def make_layers(self, user: SideSizes) -> None:
@@ -75,27 +87,28 @@ class SequenceScorer(Scorer, ABC):
     def build(self, user: SideSizes, item: SideSizes, num_outputs: int) -> None:
         """Make the vectors of items and events, and the layers over them."""
         self.events = EventVectors(item, self.past, self.reads_places)
-        self.similarity = Similarity(item.num_ids, num_outputs, self.item_bias, self.temperature)
+        self.similarity = Similarity(self.past.size, item.num_ids, num_outputs, self.bias, self.temperature)
         self.make_layers(user)
 
-    def _user(self, user: Side) -> Tensor:
-        return self.similarity.direction(self.state(user, self.events(user.past)))
+    def _user(self, user: Side) -> tuple[Tensor, Tensor]:
+        return self.similarity.user(self.state(user, self.events(user.past)))
 
-    def _item(self, item: Side) -> Tensor:
-        return self.similarity.direction(self.events.candidate(item))
+    def _item(self, item: Side) -> tuple[Tensor, Tensor]:
+        return self.similarity.item(self.events.candidate(item), item.index)
 
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
-        products = (self._user(user) * self._item(item)).sum(-1)
-        return torch.as_tensor(self.similarity(products, self.similarity.biases(item)))
+        (state, user_bias), (vectors, item_bias) = self._user(user), self._item(item)
+        return torch.as_tensor(self.similarity((state * vectors).sum(-1), user_bias, item_bias))
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
         """Return the items' vectors (N, H) and biases (N, C)."""
-        return self._item(items), self.similarity.biases(items)
+        return self._item(items)
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
-        return torch.as_tensor(self.similarity(self._user(users) @ prepared[0].T, prepared[1]))
+        state, user_bias = self._user(users)
+        return torch.as_tensor(self.similarity(state @ prepared[0].T, user_bias, prepared[1]))
 
     def grid_width(self, items: Side) -> int:
         """Return the larger of the scores of a user and of what the layers over the past hold."""

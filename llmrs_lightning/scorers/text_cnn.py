@@ -43,7 +43,7 @@ class Tower(nn.Module):
 
 
 class TextCNNScorer(Scorer):
-    """Score = scale * (CNN(user's words) . CNN(item's words)) + item bias + bias.
+    """Score = scale * (CNN(user's words) . CNN(item's words)) + biases.
 
     Source: Zheng et al., 2017, Joint Deep Modeling of Users and Items Using Reviews (DeepCoNN), with the product of
     both vectors on top (their DeepCoNN-DP); the towers are those of Kim, 2014. The words' vectors start as those of a
@@ -66,7 +66,7 @@ class TextCNNScorer(Scorer):
         heights: Words in a row that filters see.
         filters: Filters a height.
         dropout: Dropout before the last map of each tower.
-        bias: Give each item a bias, which learns how popular it is.
+        bias: Give users and items biases, see `Similarity`.
     """
 
     needs_tokens = True
@@ -82,7 +82,7 @@ class TextCNNScorer(Scorer):
     ) -> None:
         super().__init__()
         self.pretrained, self.size, self.heights = pretrained, size, heights or [3, 4, 5]
-        self.filters, self.dropout, self.item_bias = filters, dropout, bias
+        self.filters, self.dropout, self.bias = filters, dropout, bias
         if min(self.heights) < 1:
             raise ConfigError("a filter sees one word or more", where="TextCNNScorer, heights", found=str(self.heights))
 
@@ -95,7 +95,7 @@ class TextCNNScorer(Scorer):
         self.user_tower, self.item_tower = (
             Tower(learned.shape[1], self.filters, self.heights, self.size, self.dropout) for _ in range(2)
         )
-        self.similarity = Similarity(item.num_ids, num_outputs, self.item_bias)
+        self.similarity = Similarity(self.size, item.num_ids, num_outputs, self.bias, None)
 
     def _vectors(self, side: Side, tower: nn.Module) -> Tensor:
         """Read each distinct text of a side once, (B, H), a few at a time."""
@@ -111,17 +111,18 @@ class TextCNNScorer(Scorer):
 
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
-        products = (self._vectors(user, self.user_tower) * self._vectors(item, self.item_tower)).sum(-1)
-        return torch.as_tensor(self.similarity(products, self.similarity.biases(item)))
+        u, user_bias = self.similarity.user(self._vectors(user, self.user_tower))
+        v, item_bias = self.prepare_items(item)
+        return torch.as_tensor(self.similarity((u * v).sum(-1), user_bias, item_bias))
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
         """Return the items' vectors (N, H) and biases (N, C)."""
-        return self._vectors(items, self.item_tower), self.similarity.biases(items)
+        return self.similarity.item(self._vectors(items, self.item_tower), items.index)
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
-        products = self._vectors(users, self.user_tower) @ prepared[0].T
-        return torch.as_tensor(self.similarity(products, prepared[1]))
+        vectors, user_bias = self.similarity.user(self._vectors(users, self.user_tower))
+        return torch.as_tensor(self.similarity(vectors @ prepared[0].T, user_bias, prepared[1]))
 
     def grid_width(self, items: Side) -> int:
         """Return N times the number of outputs."""

@@ -172,12 +172,14 @@ def test_attention_averages_likenesses(query):
         v, mask = scorer.events.candidate(items[row : row + 1])[0], events.mask[row]
         keys, content = events.vectors[row][mask], events.content[row][mask]
         logits = torch.stack([scorer.attention.query(scorer.attention.inner(key).tanh())[0] for key in keys])
+        average = (logits.softmax(0).unsqueeze(1) * content).sum(0)
         if query == "learned":
-            similarity = cosine((logits.softmax(0).unsqueeze(1) * content).sum(0), v, 0)
+            similarity = cosine(average, v, 0)
         else:
             each = cosine(content, v.unsqueeze(0))
             similarity = ((logits + scorer.sharpness * each).softmax(0) * each).sum()
-        bias = scorer.similarity.biases(items[row : row + 1])[0]
+        own = scorer.similarity.item_ids(items.index[row]) + scorer.similarity.item_bias(v)
+        bias = own + scorer.similarity.user_bias(average) + scorer.similarity.bias
         score = scorer(users[row : row + 1], items[row : row + 1])[0]
         torch.testing.assert_close(score, scorer.similarity.scale * similarity + bias, rtol=1e-4, atol=1e-5)
 
