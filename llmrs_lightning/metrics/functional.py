@@ -66,12 +66,46 @@ def ranking_metrics(
         ConfigError: If `ks` cannot be used.
         DataError: If shapes or dtypes do not fit, or the score of a candidate is NaN.
     """
+    return ranking_metrics_and_found(scores, relevant, ks, candidates)[0]
+
+
+class Found(NamedTuple):
+    """The P relevant candidates of all rows, and how surely each is in the top k.
+
+    Args:
+        row: (P,) int64 row of the scores.
+        item: (P,) int64 item.
+        chance: (K, P) float64, the probability of being among the first k under a random order of ties, by cut-off.
+    """
+
+    row: Tensor
+    item: Tensor
+    chance: Tensor
+
+
+def ranking_metrics_and_found(
+    scores: Tensor, relevant: Tensor, ks: Sequence[int], candidates: Tensor | None = None
+) -> tuple[dict[str, Tensor], Found]:
+    """Compute `ranking_metrics`, and which of the relevant items were found; the chances of a row add up to n recall.
+
+    Args:
+        scores: (U, N); see `ranking_metrics` for these and what they raise.
+        relevant: (U, N) bool.
+        ks: Cut-offs.
+        candidates: (U, N) bool.
+
+    Returns:
+        The metrics, (U,) each, and the relevant candidates.
+    """
     names = ranking_metric_names(ks)
     _require_mask(relevant, "relevant", scores)
     if candidates is not None:
         _require_mask(candidates, "candidates", scores)
+        relevant = relevant & candidates
+    row, item = relevant.nonzero(as_tuple=True)
     if scores.numel() == 0:
-        return {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
+        values = {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
+        return values, Found(row, item, scores.new_zeros(len(ks), 0, dtype=torch.float64))
 
     block, num_relevant = _rank(scores.detach(), relevant, max(ks), candidates)
     depth = block.start.shape[1]
@@ -95,7 +129,7 @@ def ranking_metrics(
     ideal = discount.cumsum(0)
 
     defined = num_relevant > 0
-    values: dict[str, Tensor] = {}
+    values = {}
     for k in ks:
         at = min(k, depth) - 1
         reachable = num_relevant.clamp(1, k)
@@ -104,15 +138,22 @@ def ranking_metrics(
         values[f"hit@{k}"] = 1 - miss[:, at]
         values[f"mrr@{k}"] = reciprocal[:, at]
         values[f"map@{k}"] = precision[:, at] / reachable
-    return {name: values[name].masked_fill(~defined, torch.nan) for name in names}
+    last = torch.tensor([min(k, depth) for k in ks], device=scores.device).unsqueeze(1) - 1
+    edge, score = block.score[row, last], scores.detach()[row, item]
+    # of the block of ties that position k lies in, as many are in the top k as it has places there
+    places = (last + 1 - block.start[row, last]).double() / block.size[row, last].clamp_min(1)
+    chance = torch.where(score > edge, 1.0, torch.where(score == edge, places.clamp_max(1), 0.0))
+    metrics = {name: values[name].masked_fill(~defined, torch.nan) for name in names}
+    return metrics, Found(row, item, chance)
 
 
 class _TieBlocks(NamedTuple):
-    """For each of the first K positions of each row, the block of tied items that it lies in; all (U, K) int64.
+    """For each of the first K positions of each row, the block of tied items that it lies in; all (U, K), counts int64.
 
     Positions beyond the number of candidates have `relevant` = 0.
     """
 
+    score: Tensor  # what the items of the block share
     start: Tensor  # items ranked strictly above the block
     size: Tensor
     relevant: Tensor
@@ -120,12 +161,11 @@ class _TieBlocks(NamedTuple):
 
 
 def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[_TieBlocks, Tensor]:
-    """Find the tie blocks of the first `depth` positions, and the number of relevant candidates (U,) of each row."""
+    """Find the tie blocks of the first `depth` positions, and the number (U,) of relevant items, all candidates."""
     if not scores.is_floating_point():
         scores = scores.double()
     if candidates is not None:
         scores = scores.masked_fill(~candidates, -torch.inf)
-        relevant = relevant & candidates
     _require_no_nan(scores, "scores")
 
     depth = min(depth, scores.shape[1])
@@ -152,7 +192,7 @@ def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | Non
     within = torch.where(last, (tied & relevant).sum(1, keepdim=True), within)
     if candidates is not None:
         within = within.masked_fill(position >= candidates.sum(1, keepdim=True), 0)
-    return _TieBlocks(start, size, within, before), relevant.sum(1)
+    return _TieBlocks(top, start, size, within, before), relevant.sum(1)
 
 
 def auc(scores: Tensor, labels: Tensor) -> Tensor:
@@ -240,20 +280,18 @@ def gauc(scores: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
     return (values[defined] * weights).sum() / weights.sum()
 
 
-def classification_metrics(probability: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, Tensor]:
-    """Compare the probability of the positive class with binary labels.
+def log_losses(probability: Tensor, labels: Tensor) -> Tensor:
+    """Compute the negative logarithm of the probability that each row gave to its label.
 
-    `log_loss` clamps probabilities to [eps, 1 - eps] with float32's eps (1.2e-7), whatever the dtype: one confident
-    mistake costs at most 15.9 nats and the value does not depend on the precision of the run. `precision`, `recall` and
-    `f1` are of the positive class, and 0 where their denominator is 0 (nothing predicted, nothing positive).
+    Probabilities are clamped to [eps, 1 - eps] with float32's eps (1.2e-7), whatever the dtype: one confident mistake
+    costs at most 15.9 nats and the value does not depend on the precision of the run.
 
     Args:
-        probability: (B,) in [0, 1].
+        probability: (B,) of the positive class, in [0, 1].
         labels: (B,) bool, or numbers that are 0 or 1.
-        threshold: Rows with at least this probability are predicted positive.
 
     Returns:
-        Float64 scalars `log_loss, accuracy, precision, recall, f1`; all NaN without rows.
+        (B,) float64.
 
     Raises:
         DataError: If shapes differ, a probability is outside [0, 1] or NaN, or a label is neither 0 nor 1.
@@ -269,12 +307,34 @@ def classification_metrics(probability: Tensor, labels: Tensor, threshold: float
             found=f"values from {probability.min().item():g} to {probability.max().item():g}",
             fix="apply the sigmoid to logits first",
         )
-    predicted = probability >= threshold
     eps = torch.finfo(torch.float32).eps
     clamped = probability.double().clamp(eps, 1 - eps)
+    return -torch.where(positive, clamped.log(), (-clamped).log1p())
+
+
+def classification_metrics(probability: Tensor, labels: Tensor, threshold: float = 0.5) -> dict[str, Tensor]:
+    """Compare the probability of the positive class with binary labels.
+
+    `log_loss` is the mean of `log_losses`. `precision`, `recall` and `f1` are of the positive class, and 0 where their
+    denominator is 0 (nothing predicted, nothing positive).
+
+    Args:
+        probability: (B,) in [0, 1].
+        labels: (B,) bool, or numbers that are 0 or 1.
+        threshold: Rows with at least this probability are predicted positive.
+
+    Returns:
+        Float64 scalars `log_loss, accuracy, precision, recall, f1`; all NaN without rows.
+
+    Raises:
+        DataError: If shapes differ, a probability is outside [0, 1] or NaN, or a label is neither 0 nor 1.
+    """
+    losses = log_losses(probability, labels)
+    positive = _binary(labels)
+    predicted = probability.detach() >= threshold
     true_positive = (predicted & positive).sum().double()
     values = {
-        "log_loss": -torch.where(positive, clamped.log(), (-clamped).log1p()).mean(),
+        "log_loss": losses.mean(),
         "accuracy": (predicted == positive).double().mean(),
         "precision": true_positive / predicted.sum().clamp_min(1),
         "recall": true_positive / positive.sum().clamp_min(1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from llmrs_lightning.errors import ConfigError, DataError
-from llmrs_lightning.metrics.functional import ranking_metric_names, ranking_metrics
+from llmrs_lightning.metrics.functional import ranking_metric_names, ranking_metrics_and_found
 
 
 class RankingMetrics(Metric):
@@ -23,6 +24,9 @@ class RankingMetrics(Metric):
     Args:
         num_groups: Number of groups of the whole data set; ids are 0 .. num_groups - 1 on every process.
         ks: Cut-offs.
+        num_items: Items of the catalogue, to keep also how often each is found, for `per_item`: 8 bytes per item and
+            cut-off. There a group that is seen twice counts twice, since sums do not know whose they are. None keeps
+            nothing.
         **kwargs: Options of `torchmetrics.Metric`.
 
     Raises:
@@ -35,8 +39,12 @@ class RankingMetrics(Metric):
 
     values: Tensor
     counts: Tensor
+    found: Tensor
+    sought: Tensor
 
-    def __init__(self, num_groups: int, ks: Sequence[int] = (5, 10, 20), **kwargs: Any) -> None:
+    def __init__(
+        self, num_groups: int, ks: Sequence[int] = (5, 10, 20), num_items: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if num_groups < 1:
             raise ConfigError(
@@ -51,6 +59,10 @@ class RankingMetrics(Metric):
         sums = torch.zeros(len(self.names), num_groups, dtype=torch.float64)
         self.add_state("values", sums, dist_reduce_fx="sum")
         self.add_state("counts", torch.zeros(num_groups, dtype=torch.int64), dist_reduce_fx="sum")
+        self.num_items = num_items
+        if num_items is not None:
+            self.add_state("found", torch.zeros(len(self.ks), num_items, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state("sought", torch.zeros(num_items, dtype=torch.int64), dist_reduce_fx="sum")
 
     @staticmethod
     def metric_names(ks: Sequence[int]) -> tuple[str, ...]:
@@ -61,7 +73,7 @@ class RankingMetrics(Metric):
         """Add rows.
 
         Args:
-            scores: (U, N) one score per row and item.
+            scores: (U, N) one score per row and item; N is `num_items` if that is given.
             relevant: (U, N) bool.
             groups: (U,) int64 global group id of each row.
             candidates: (U, N) bool, the items that take a rank (all of them if None).
@@ -84,12 +96,15 @@ class RankingMetrics(Metric):
                 allowed=f"0 to {self.num_groups - 1}",
                 fix="number the groups over the whole data set, not per split or process",
             )
-        rows = ranking_metrics(scores, relevant, self.ks, candidates)
+        rows, found = ranking_metrics_and_found(scores, relevant, self.ks, candidates)
         values = torch.stack([rows[name] for name in self.names])
         evaluated = ~values[0].isnan()
         groups = groups[evaluated]
         self.values.index_add_(1, groups, values[:, evaluated])
         self.counts.index_add_(0, groups, torch.ones_like(groups))
+        if self.num_items is not None:
+            self.found.index_add_(1, found.item, found.chance)
+            self.sought.index_add_(0, found.item, torch.ones_like(found.item))
 
     def compute(self) -> dict[str, Tensor]:
         """Average over the evaluated groups of all processes.
@@ -107,12 +122,25 @@ class RankingMetrics(Metric):
         Returns:
             A (num_groups,) float64 tensor per metric name; NaN in groups that were not evaluated.
         """
-        # torchmetrics synchronises compute() only.
-        synced = self._is_synced
-        with self.sync_context(
+        with self._over_processes():
+            values = self.values / self.counts
+        return dict(zip(self.names, values, strict=True))
+
+    def per_item(self) -> tuple[Tensor, Tensor]:
+        """Return how often each item was found, gathered: call it on every process or on none; needs `num_items`.
+
+        Returns:
+            found: (K, num_items) float64, by cut-off the expected number of groups that have the item in their top k,
+                of those to which it is relevant.
+            sought: (num_items,) int64, the groups to which it is relevant and a candidate.
+        """
+        with self._over_processes():
+            return self.found.clone(), self.sought.clone()
+
+    def _over_processes(self) -> AbstractContextManager[None]:
+        synced = self._is_synced  # torchmetrics synchronises compute() only
+        return self.sync_context(
             dist_sync_fn=self.dist_sync_fn,
             should_sync=self.sync_on_compute and not synced,
             should_unsync=not synced,
-        ):
-            values = self.values / self.counts
-        return dict(zip(self.names, values, strict=True))
+        )

@@ -26,6 +26,7 @@ from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
+from llmrs_lightning.metrics.slices import Slices
 from llmrs_lightning.scorers import CrossEncoderScorer, FittedScorer, Scorer
 from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.training.evaluation import (
@@ -38,7 +39,9 @@ from llmrs_lightning.training.evaluation import (
     RATING_CLASS,
     Evaluation,
     Results,
+    SliceResult,
     shown_cutoff,
+    slices_of,
 )
 from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss, Truth
 from llmrs_lightning.training.optim import Optimization
@@ -109,6 +112,8 @@ class JointRecommender(pl.LightningModule):
         self.results: dict[str, Results] = {}
         self.table: dict[str, Tensor] = {}
         self.per_user: dict[str, Tensor] = {}
+        self.slices: list[Slices] = []
+        self.by_slice: list[SliceResult] = []
         self._built = False
         self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
@@ -436,7 +441,11 @@ class JointRecommender(pl.LightningModule):
         for name, baseline in self.baselines.items():
             baseline.fit(self.spec.train, self.spec.users.num_rows, self.spec.items.num_rows)
             systems[name] = []
-        self.evaluation = Evaluation(systems, data.pairs(stage), self.spec.users.num_rows, self.ks).to(self.device)
+        target, test = data.pairs(stage), stage == "test"
+        self.slices = slices_of(data, target) if test else []  # validation must stay fast
+        num_items = self.spec.items.num_rows if test else None
+        evaluation = Evaluation(systems, target, self.spec.users.num_rows, self.ks, num_items)
+        self.evaluation = evaluation.to(self.device)
         self.stage: Stage = stage
 
     def _evaluate(self, batch: RecBatch | RankingBatch) -> None:
@@ -472,6 +481,7 @@ class JointRecommender(pl.LightningModule):
 
     def _finish(self, stage: Literal["val", "test"]) -> None:
         results, self.table, self.per_user = self.evaluation.compute()
+        self.by_slice = self.evaluation.by_slice(self.slices, self.table, self.per_user) if self.slices else []
         self.results[stage] = results
         for system, metrics in results.items():
             prefix = stage if system == FUSED else f"{stage}/{system}"
