@@ -138,8 +138,8 @@ class EventVectors(nn.Module):
         self.candidates = None if options.share_items else ItemVectors(items, options)
         self.no_past = nn.Parameter(torch.randn(size) * _INIT_STD)
         self.rating = nn.Linear(2, 2 * size) if options.ratings else None
-        if self.rating is not None:  # starts as if only the rating beside the user's mean counted
-            nn.init.zeros_(self.rating.weight)
+        if self.rating is not None:  # what a user rated higher than usual weighs more from the start
+            nn.init.normal_(self.rating.weight, std=_INIT_STD)
             nn.init.ones_(self.rating.weight[:size, 1:])
             nn.init.zeros_(self.rating.bias)
             self.no_rating = nn.Parameter(torch.zeros(2 * size))

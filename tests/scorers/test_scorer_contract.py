@@ -116,7 +116,7 @@ FACTORIES = {
         ),
     },
     DINScorer: {
-        "both": lambda: DINScorer(EventOptions(size=8)),
+        "both": lambda: DINScorer(EventOptions(size=4), hidden_sizes=[16]),
         "small": lambda: DINScorer(EventOptions(size=5, last=3, share_items=False), 3, [6, 4], activation="tanh"),
     },
 }
