@@ -81,12 +81,12 @@ class RecBatch(Movable):
 
     Args:
         rows: (B,) row number of each pair in its table, -1 for a pair drawn as a negative.
-        user: The users of the pairs.
+        user: The users of the P rows; a drawn pair has the user, and the moment, of its row.
         item: Their items; behind the B items of the pairs the K distinct ones of the users' pasts, so that a text comes
             once however it is used.
         label: (B,) float32, 1 for a positive pair; NaN where it is not known.
         rating: (B,) float32; NaN where it is not known.
-        source: (B,) for a drawn pair the place in this batch of the row that it belongs to, for a row its own place.
+        source: (B,) row of `user` of each pair: a row's own place, and for a drawn pair that of the row it belongs to.
         log_q: (B,) float32 logQ correction of the item, which training subtracts from the scores; None for none.
         global_rows: Rows of this batch over all processes; the loss is a mean over these.
     """
@@ -198,6 +198,7 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
         whole = key.rows if self.visited is None else self.visited[key.rows]
         rows = key.mine(whole)
         pairs, source, log_q = self.pairs.take(rows), np.arange(len(rows)), None
+        user = self.horizon.side("user", pairs.user, pairs.time, key.draw)
         global_rows = len(whole)
         if self.negatives is not None:
             drawn = self.negatives.draw(self.pairs.take(whole), whole, key.draw)
@@ -209,7 +210,6 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
             pairs, source = pairs.join(drawn.pairs.take(mine)), np.concatenate([source, drawn.source[mine] - first])
             if self.negatives.log_q is not None:
                 log_q = torch.from_numpy(self.negatives.log_q[pairs.item])
-        user = self.horizon.side("user", pairs.user, pairs.time, key.draw)
         item, time = pairs.item, pairs.time
         if user.past is not None:
             item = np.concatenate([item, user.past.items.numpy()])

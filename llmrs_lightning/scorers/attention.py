@@ -85,6 +85,10 @@ class AttentionScorer(SequenceScorer):
         average, user_bias = self._average(user, vectors.unsqueeze(-1))
         return torch.as_tensor(self.similarity(average.squeeze(-1), user_bias, item_bias))
 
+    def pairs(self, users: Side, items: Side, row: Tensor) -> Tensor:
+        """Score items with the users at `row`."""
+        return super().pairs(users, items, row) if self.query == "learned" else self(users[row], items)
+
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
         if self.query == "learned":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,11 @@ class Scorer(nn.Module, ABC):
     @abstractmethod
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs: row b of `user` with row b of `item`, as (B, C)."""
+
+    def pairs(self, users: Side, items: Side, row: Tensor) -> Tensor:
+        """Score B items each with the user at `row` (B,) of P users, as (B, C); `forward` of the users so repeated."""
+        users = users if self.needs_past else replace(users, past=None)
+        return torch.as_tensor(self(users[row], items))
 
     def grid(self, users: Side, items: Side) -> Tensor:
         """Score every user (U) with every item (N), as (U, N, C), in chunks of users.

@@ -98,8 +98,12 @@ class SequenceScorer(Scorer, ABC):
 
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
-        (state, user_bias), (vectors, item_bias) = self._user(user), self._item(item)
-        return torch.as_tensor(self.similarity((state * vectors).sum(-1), user_bias, item_bias))
+        return self.pairs(user, item, torch.arange(len(user), device=user.index.device))
+
+    def pairs(self, users: Side, items: Side, row: Tensor) -> Tensor:
+        """Score items with the users at `row`; each past is read once."""
+        (state, user_bias), (vectors, item_bias) = self._user(users), self._item(items)
+        return torch.as_tensor(self.similarity((state[row] * vectors).sum(-1), user_bias[row], item_bias))
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
         """Return the items' vectors (N, H) and biases (N, C)."""

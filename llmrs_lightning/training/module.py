@@ -310,7 +310,7 @@ class JointRecommender(pl.LightningModule):
         items = self.make_side("item", batch.item)
         item, past_items = items[: len(batch)], items[len(batch) :]
         user = self.make_side("user", batch.user, past_items)
-        members = torch.stack([scorer(user, item).float() for scorer in self.members.values()], 1)
+        members = torch.stack([s.pairs(user, item, batch.source).float() for s in self.members.values()], 1)
         return members, self.fusion(members)
 
     def grid(self, users: Side, items: Side) -> tuple[Tensor, Tensor]:
@@ -476,7 +476,7 @@ class JointRecommender(pl.LightningModule):
             columns |= {LOSS: self.loss(output, Truth.of(batch))} if self.loss.pointwise else {}
             columns |= {name: getattr(self.loss, name)(output) for name in PREDICTIONS}
             values[system] = {name: column for name, column in columns.items() if column is not None}
-        user, item = batch.user.position, batch.item.position[: len(batch)]
+        user, item = batch.user.position[batch.source], batch.item.position[: len(batch)]
         return values | {name: {"score": b.score(user, item)} for name, b in self.baselines.items()}
 
     def _finish(self, stage: Literal["val", "test"]) -> None:

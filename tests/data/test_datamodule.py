@@ -177,11 +177,12 @@ def described(batch: Any) -> list[tuple[Any, ...]]:
             texts = [tuple(ids[mask.bool()].tolist()) for i, m in buckets for ids, mask in zip(i, m, strict=True)]
             tokens[side] = [texts[int(half.texts.position[place])] for place in half.text]
     for row in range(len(batch)):
-        values = [batch.user.position[row], batch.item.position[row], batch.label[row], batch.rows[row]]
+        who = int(batch.source[row])
+        values = [batch.user.position[who], batch.item.position[row], batch.label[row], batch.rows[row]]
         seen = batch.user.past
-        past = [] if seen is None else seen.items[seen.place[row]][seen.mask[row]]
+        past = [] if seen is None else seen.items[seen.place[who]][seen.mask[who]]
         corrected = () if batch.log_q is None else (float(batch.log_q[row]),)
-        said = tuple(tokens[side][row] for side in tokens)
+        said = tuple(tokens[side][who if side == "user" else row] for side in tokens)
         rows.append((*(float(v) for v in values), tuple(int(i) for i in past), *corrected, *said))
     return rows
 

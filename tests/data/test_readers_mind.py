@@ -158,7 +158,7 @@ def test_clicks_are_contrasted_with_what_was_shown_beside_them(raw):
     rows = [
         (users[user], items[item], float(label), int(source))
         for user, item, label, source in zip(
-            batch.user.position, batch.item.position, batch.label, batch.source, strict=True
+            batch.user.position[batch.source], batch.item.position, batch.label, batch.source, strict=True
         )
     ]
     clicks = [(user, item) for user, item, label, _ in rows if label == 1]

@@ -35,7 +35,8 @@ class Truth:
     @classmethod
     def of(cls, batch: RecBatch) -> Truth:
         """Read a batch."""
-        return cls(batch.label, batch.rating, batch.user.position, batch.rows < 0, batch.source, batch.log_q)
+        user = batch.user.position[batch.source]
+        return cls(batch.label, batch.rating, user, batch.rows < 0, batch.source, batch.log_q)
 
     @classmethod
     def of_rows(cls, label: Tensor, rating: Tensor) -> Truth:
