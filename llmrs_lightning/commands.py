@@ -29,13 +29,14 @@ from llmrs_lightning.training.load import load_weights, restore
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.prepare import check_monitor, prepare
-from llmrs_lightning.training.report import lists_table, results_table, show
+from llmrs_lightning.training.report import lists_table, results_table, show, slices_table
 from llmrs_lightning.training.rundir import (
     CONFIG,
     ENVIRONMENT,
     METRICS,
     PER_GROUP,
     PREDICTIONS,
+    SLICES,
     SPLIT,
     RunDirectory,
     environment,
@@ -114,6 +115,9 @@ def fit(args: Sequence[str]) -> None:
         _write_tables(run, module, data)
         if wandb is not None:
             wandb.log_summary({f"best/{name}": value for name, value in module.results["test"]["fused"].items()})
+            slices = _slices(module)
+            rows = [list(row.values()) for row in slices.to_pylist()]
+            wandb.log_table("test/slices", columns=slices.column_names, data=rows)
             wandb.finish()
         _report_fit(run, module, data, options, best["epoch"], seconds["total"], wandb)
     finally:
@@ -148,11 +152,27 @@ def _write_tables(run: RunDirectory, module: JointRecommender, data: RecDataModu
         LABEL: pairs.label[rows],
         RATING: pairs.rating[rows],
     }
+    for cut in module.slices:
+        number = pa.array(cut.rows[rows], mask=cut.rows[rows] < 0)
+        columns[f"slice/{cut.name}"] = pa.DictionaryArray.from_arrays(number, list(cut.labels))
     columns |= {name: values.numpy() for name, values in module.table.items() if name != "row"}
     run.write_table(PREDICTIONS, pa.table(columns))
     run.write_table(
         PER_GROUP, pa.table({USER: data.data.user_ids, **{n: v.numpy() for n, v in module.per_user.items()}})
     )
+    run.write_table(SLICES, _slices(module))
+
+
+def _slices(module: JointRecommender) -> pa.Table:
+    """Return one row a slice and system; what is not defined for it is null."""
+    columns = dict.fromkeys(name for result in module.by_slice for name in result)
+    return pa.table({name: [result.get(name) for result in module.by_slice] for name in columns})
+
+
+def _show_slices(module: JointRecommender) -> None:
+    table = slices_table(module.by_slice, module.results["test"], module.ks, module.monitor)
+    if table is not None:
+        show("", table)
 
 
 def _report_fit(
@@ -166,6 +186,7 @@ def _report_fit(
 ) -> None:
     title = f"test, best epoch {epoch} of {module.trainer.current_epoch}, {seconds:.0f} s in all"
     show("", results_table(module.results["test"], module.ks, title))
+    _show_slices(module)
     if module.ranking and options.examples:
         test = data.pairs("test")
         liked = {
@@ -203,6 +224,10 @@ def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
     (trainer.validate if stage == "val" else trainer.test)(cli.model, cli.datamodule, verbose=False)
     if trainer.is_global_zero:
         show("", results_table(cli.model.results[stage], cli.model.ks, f"{stage}, {run.path}"))
+        if stage == "test":
+            _show_slices(cli.model)
+            if not overrides and not (run.path / SLICES).exists():  # a run of before there were slices
+                run.write_table(SLICES, _slices(cli.model))
 
 
 def predict(args: Sequence[str]) -> None:

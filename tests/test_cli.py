@@ -7,6 +7,7 @@ import getpass
 import io
 import json
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -142,6 +143,7 @@ def test_run_directory_holds_what_a_reader_needs(run: Run) -> None:
         "split.npz",
         "predictions.parquet",
         "per_group.parquet",
+        "slices.parquet",
         f"checkpoints/best-epoch{best}.ckpt",
         "logs/metrics.csv",
     }
@@ -206,6 +208,57 @@ def test_per_group_table_averages_to_the_metrics(run: Run) -> None:
     for system in SYSTEMS:
         for name in ("ndcg@10", "recall@5"):
             assert np.nanmean(table[f"{system}/{name}"].to_numpy()) == pytest.approx(metrics[system][name])
+
+
+def test_slices_are_printed_and_written_and_can_be_found_again_in_the_predictions(run: Run) -> None:
+    slices, predictions = pq.read_table(run.path / "slices.parquet").to_pylist(), run.predictions.to_pylist()
+    assert {s["slices"] for s in slices} == {
+        "item_training_rows",
+        "user_training_rows",
+        "item_popularity",
+        "item_popularity_decile",
+        "item_text_tokens",
+        "user_past_events",
+    }
+    for row in slices:
+        inside = [p for p in predictions if p[f"slice/{row['slices']}"] == row["slice"]]
+        assert row["rows"] == len(inside) > 0
+        assert row["users"] == len({p["user_id"] for p in inside})
+        labels = [p["label"] for p in inside]
+        if len(set(labels)) == 2:
+            assert row["auc"] == pytest.approx(roc_auc_score(labels, [p[row["system"]] for p in inside]), abs=1e-9)
+        else:
+            assert row["auc"] is None
+    ranked = [s for s in slices if s["slices"] == "user_past_events" and s["system"] == "fused"]
+    per_user = pq.read_table(run.path / "per_group.parquet")["fused/ndcg@10"].to_numpy()
+    known = [s for s in ranked if s["ranked_users"]]
+    total = sum(s["ndcg@10"] * s["ranked_users"] for s in known)
+    assert total == pytest.approx(np.nansum(per_user))
+
+    printed = run.output[run.output.index("test, by slices") :]
+    cells = [[c.strip() for c in line.strip("│").split("│")] for line in printed.splitlines() if line.startswith("│")]
+    shown = [s for s in slices if s["slices"] == "item_popularity" and s["system"] == "fused"]
+    assert len(shown) > 1
+    for s in shown:
+        (row,) = [c for c in cells if c[1] == s["slice"]]
+        assert row[2:4] == [str(s["rows"]), str(s["users"])]
+        assert row[4] == ("-" if s["auc"] is None else f"{s['auc']:.4f}")
+    assert "item popularity" in {c[0] for c in cells}
+    assert "decile" not in printed
+
+
+def test_test_gives_a_run_without_slices_its_slices(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run.path, copy)
+    (copy / "slices.parquet").unlink()
+    assert main(["test", "--run", str(copy), "--data.eval_batch_size", "9"]) == 0
+    assert not (copy / "slices.parquet").exists()  # what was changed is not the run
+    assert main(["test", "--run", str(copy)]) == 0
+    assert pq.read_table(copy / "slices.parquet").equals(pq.read_table(run.path / "slices.parquet"))
+    out = capsys.readouterr().out
+    assert run.output[run.output.index("test, by slices") :].split("\n\n")[0] in out
 
 
 def test_csv_log_has_the_loss_of_steps_and_metrics_of_epochs(run: Run) -> None:

@@ -74,6 +74,10 @@ class SafeWandbLogger(WandbLogger):
         """Write final values into the run's summary if the service is alive."""
         self._attempt(lambda: self.experiment.summary.update(values))
 
+    def log_table(self, *args: Any, **kwargs: Any) -> None:
+        """Log a table if the service is alive."""
+        self._attempt(super().log_table, *args, **kwargs)
+
     def finish(self, failed: bool = False) -> None:
         """End the run, if there is one, and write out what is pending."""
         if self._experiment is not None:

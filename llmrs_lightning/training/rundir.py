@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from llmrs_lightning.errors import ConfigError, DataError, listing
 
 CONFIG, METRICS, ENVIRONMENT, SPLIT = "config.yaml", "metrics.json", "env.json", "split.npz"
-PREDICTIONS, PER_GROUP, CHECKPOINTS = "predictions.parquet", "per_group.parquet", "checkpoints"
+PREDICTIONS, PER_GROUP, SLICES = "predictions.parquet", "per_group.parquet", "slices.parquet"
+CHECKPOINTS = "checkpoints"
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
 _RUN_ID = "LLMRS_RUN_ID"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -196,6 +197,9 @@ def test_what_is_logged(fit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytes
     assert options["dir"] == str(path)
     names = {name for values in run.logged for name in values}
     assert {"train/loss", "val/auc", "test/auc", "test/random/auc", "trainer/global_step"} <= names
+    (table,) = [values["test/slices"] for values in run.logged if "test/slices" in values]
+    assert table.columns[:3] == ["slices", "slice", "system"]
+    assert len(table.data) == pq.read_table(path / "slices.parquet").num_rows
     assert {"best/auc", "best/ndcg@10"} <= set(run.summary)
 
 
