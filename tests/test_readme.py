@@ -10,7 +10,7 @@ import yaml
 
 from llmrs_lightning.cli import COMMANDS
 from llmrs_lightning.training.config import build
-from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, METRICS, PER_GROUP, PREDICTIONS, SPLIT
+from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, METRICS, PER_GROUP, PREDICTIONS, SLICES, SPLIT
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,5 +74,5 @@ def test_the_parts_table_names_classes_that_exist() -> None:
 
 
 def test_the_files_of_a_run_directory_are_named() -> None:
-    for name in (CONFIG, ENVIRONMENT, METRICS, PER_GROUP, PREDICTIONS, SPLIT):
+    for name in (CONFIG, ENVIRONMENT, METRICS, PER_GROUP, PREDICTIONS, SLICES, SPLIT):
         assert f"`{name}`" in README
