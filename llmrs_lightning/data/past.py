@@ -16,7 +16,7 @@ from llmrs_lightning.data.schema import RecData
 from llmrs_lightning.data.text import UNKNOWN, TextTemplate
 from llmrs_lightning.data.timeline import ALWAYS, Timeline
 from llmrs_lightning.data.tokens import Ids
-from llmrs_lightning.errors import ConfigError, listing, suggestion
+from llmrs_lightning.errors import ConfigError
 
 SideName = Literal["user", "item"]
 _CHUNK = 65_536
@@ -98,15 +98,7 @@ class PastText:
         """Return texts, and for each of the R interactions, as far as it is among `rows`, the place of its text."""
         template = TextTemplate(self.template, allow_empty=True)
         other = data.items if side == "user" else data.users
-        known = [*other.column_names, *events.column_names]
-        for name in template.fields:
-            if name not in known:
-                raise ConfigError(
-                    f"the template uses a column that is not there: {name!r}",
-                    where=f"{side}_past, template {self.template!r}",
-                    allowed=listing(known, 40),
-                    fix=suggestion(name, known),
-                )
+        template.check([*other.column_names, *events.column_names], f"{side}_past, ")
         place = (data.interactions.item if side == "user" else data.interactions.user).astype(np.int64)
         own = [name for name in template.fields if name not in other.column_names]
         if not own:

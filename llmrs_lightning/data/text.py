@@ -113,6 +113,21 @@ class TextTemplate:
         other._pieces = [(text, "" if name == field else name) for text, name in self._pieces]
         return other
 
+    def check(self, names: Sequence[str], where: str = "") -> None:
+        """Check that the columns `names` are all that the template needs.
+
+        Raises:
+            ConfigError: If one is missing; `where` says whose template it is.
+        """
+        for name in self.fields:
+            if name not in names:
+                raise ConfigError(
+                    f"the template uses a column that is not there: {name!r}",
+                    where=f"{where}template {self.template!r}",
+                    allowed=listing(names, 40),
+                    fix=suggestion(name, names),
+                )
+
     def render(self, dataset: Dataset, ids: Sequence[object] | None = None) -> list[str]:
         """Fill the template in for each row.
 
@@ -124,15 +139,7 @@ class TextTemplate:
             ConfigError: If a field is no column of the data set.
             DataError: If texts are empty and `allow_empty` is off.
         """
-        names = dataset.column_names
-        for name in self.fields:
-            if name not in names:
-                raise ConfigError(
-                    f"the template uses a column that is not there: {name!r}",
-                    where=f"template {self.template!r}",
-                    allowed=listing(names, 40),
-                    fix=suggestion(name, names),
-                )
+        self.check(dataset.column_names)
         if not self.fields:
             texts = [self._fill({}, 0)] * len(dataset)
         else:
