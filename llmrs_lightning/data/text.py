@@ -113,7 +113,7 @@ class TextTemplate:
         other._pieces = [(text, "" if name == field else name) for text, name in self._pieces]
         return other
 
-    def check(self, names: Sequence[str], where: str = "") -> None:
+    def check(self, names: list[str], where: str = "") -> None:
         """Check that the columns `names` are all that the template needs.
 
         Raises:
