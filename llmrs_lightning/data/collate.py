@@ -59,7 +59,7 @@ class SideBatch(Movable):
 
     Args:
         position: (B,) position in the table, -1 for an unknown one.
-        text: (B,) index into `text_ids` and `texts`; None where the model reads no text.
+        text: (B,) index into `text_ids` and `texts`; None where there is no text.
         text_ids: (U,) numbers of the batch's distinct texts in the token store.
         texts: Each distinct text once.
         past: What users did before; None for items, and where no history is asked for.
@@ -110,14 +110,14 @@ class Texts:
 
     Args:
         store: Distinct texts of users and items, tokenised.
-        user: Text numbers of the users.
-        item: Text numbers of the items.
+        user: Text numbers of the users; None where users have no text.
+        item: Text numbers of the items, likewise.
         without: (T, F) numbers of each text without one of its fields; see `Wording`.
     """
 
     store: TokenStore
-    user: Timeline
-    item: Timeline
+    user: Timeline | None
+    item: Timeline | None
     without: Ids = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
 
@@ -159,8 +159,9 @@ class Horizon:
         batch = SideBatch(torch.from_numpy(position))
         if time is None:
             time = np.full(len(position), self.now)
-        if self.texts is not None:
-            ids, index = numbered(getattr(self.texts, name).at(position, time))
+        timeline = None if self.texts is None else self.texts.user if name == "user" else self.texts.item
+        if self.texts is not None and timeline is not None:
+            ids, index = numbered(timeline.at(position, time))
             batch.text, batch.text_ids = torch.from_numpy(index), torch.from_numpy(ids)
             if tokens:
                 varied = self._without_a_field(ids, draw)

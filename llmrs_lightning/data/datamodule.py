@@ -88,12 +88,15 @@ class RecDataModule(pl.LightningDataModule):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        if tokenizer and not ((user_text or user_past) and (item_text or item_past)):
+        self.text_sides = tuple(
+            side for side, given in (("user", user_text or user_past), ("item", item_text or item_past)) if given
+        )
+        if tokenizer and not self.text_sides:
             raise ConfigError(
                 "the model reads text, and the data have no template for it",
                 where="data.user_text and data.item_text",
-                found=f"user_text {'given' if user_text else 'null'}, item_text {'given' if item_text else 'null'}",
-                fix='give both a template, such as item_text: {template: "{title}"}',
+                found="null",
+                fix='give one a template, such as item_text: {template: "{title}"}',
             )
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if size < 1:
@@ -140,6 +143,7 @@ class RecDataModule(pl.LightningDataModule):
             train,
             self._store,
             has_negatives=self.negatives is not None and not self.negatives.rated,
+            text_sides=self.text_sides if self._store else (),
             has_history=self.history > 0,
             augments_texts=self.augmentation is not None,
         )
@@ -186,7 +190,7 @@ class RecDataModule(pl.LightningDataModule):
             rows, times, texts = self.rows(*seen), self.data.interactions.timestamp, None
             if self._store is not None:
                 sides = self.wording.timelines[seen]
-                texts = Texts(self._store, sides["user"], sides["item"], self.wording.without)
+                texts = Texts(self._store, sides.get("user"), sides.get("item"), self.wording.without)
             self._horizons[seen] = Horizon(
                 0 if times is None else int(times[rows].max()) + 1,
                 texts,

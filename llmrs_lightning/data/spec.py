@@ -54,6 +54,7 @@ class DataSpec:
         train: The training pairs, for baselines and for what a user has seen.
         texts: Tokens; None for a model without text.
         has_negatives: Training batches hold drawn pairs that have a label and no rating.
+        text_sides: Which of `user` and `item` have a text.
         has_history: Batches hold what users did before.
         augments_texts: Training batches hold texts that differ from those of the token store.
     """
@@ -64,6 +65,7 @@ class DataSpec:
     train: Pairs
     texts: TokenStore | None
     has_negatives: bool = False
+    text_sides: tuple[str, ...] = ()
     has_history: bool = False
     augments_texts: bool = False
 

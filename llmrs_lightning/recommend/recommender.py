@@ -126,8 +126,11 @@ class Recommender:
 
     def new_users(self, texts: Sequence[str]) -> Side:
         """Return users that are known by a text alone: unknown id, mean numbers, no categories."""
-        if self.module.encoder is None:
-            raise ConfigError("this model reads no text, so a new user cannot be described", where="model.encoder")
+        if self.module.encoder is None or "user" not in self.data.text_sides:
+            raise ConfigError(
+                "this model reads no text of users, so a new one cannot be described",
+                where="model.encoder and data.user_text",
+            )
         if not all(t.strip() for t in texts):
             raise DataError(
                 "a new user's text is empty", where="texts (--text)", fix="describe the user in a few words"

@@ -36,10 +36,10 @@ class SemanticScorer(Scorer):
         """Make scale, bias and the optional maps."""
         if not user.text or not item.text:
             raise ConfigError(
-                "SemanticScorer compares text vectors, and there is no text encoder",
-                where="model.encoder",
-                found="null",
-                fix="give model.encoder a TextEncoder, or leave SemanticScorer out of model.scorers",
+                "SemanticScorer compares text vectors of users and items, and one of them has none",
+                where="model.encoder, data.user_text and data.item_text",
+                found=f"user {user.text or 'none'}, item {item.text or 'none'}",
+                fix="give the model a TextEncoder and both sides a text, or leave SemanticScorer out of model.scorers",
             )
         self.user_map = nn.Linear(user.text, self.size, bias=False) if self.size else nn.Identity()
         self.item_map = nn.Linear(item.text, self.size, bias=False) if self.size else nn.Identity()

@@ -183,11 +183,10 @@ class Evaluation(nn.Module):
 
 def slices_of(data: RecDataModule, target: Pairs) -> list[Slices]:
     """Return the standard slices of the pairs of the test part; texts are as long as the language model reads them."""
-    texts, tokens = data.horizon("test").texts, None
-    if texts is not None:
+    horizon, tokens = data.horizon("test"), None
+    if horizon.texts is not None and horizon.texts.item is not None:
         items = np.arange(len(data.data.items))
-        now = np.full(len(items), data.horizon("test").now)
-        tokens = texts.store.lengths[texts.item.at(items, now)]
+        tokens = horizon.texts.store.lengths[horizon.texts.item.at(items, np.full(len(items), horizon.now))]
     return standard_slices(
         data.spec.train,
         data.seen("test"),

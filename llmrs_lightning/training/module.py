@@ -149,6 +149,13 @@ class JointRecommender(pl.LightningModule):
                 self._check_augmentation(self.encoder)
             self._states = TextStates(self.encoder, spec.texts)
             self._vectors = TextVectors(self.encoder, spec.texts, self._states)
+        if self.needs_tokens and len(spec.text_sides) < len(SIDES):
+            raise ConfigError(
+                "a scorer reads the tokens of users and items, and one of them has no text",
+                where="data.user_text and data.item_text",
+                found=f"texts of {listing(spec.text_sides) or 'neither'}",
+                fix="give both a template",
+            )
         readers = [name for name, scorer in self.members.items() if scorer.needs_past]
         readers += ["behaviour.history_size"] if self.behaviour and self.behaviour.history_size else []
         if readers and not spec.has_history:
@@ -162,9 +169,8 @@ class JointRecommender(pl.LightningModule):
             self.behaviour.build(spec.users, spec.items)
         blocks: dict[str, list[int]] = {side: self._widths(side) for side in SIDES}
         self.combine.build(blocks)
-        text = self.encoder.output_size if self.encoder else 0
         user, item = (
-            SideSizes(table.num_rows, sum(blocks[side]), text, self._fields(side))
+            SideSizes(table.num_rows, sum(blocks[side]), sum(self._text_width(side)), self._fields(side))
             for side, table in zip(SIDES, (spec.users, spec.items), strict=True)
         )
         if spec.has_negatives and self.loss.needs_rating:
@@ -199,14 +205,17 @@ class JointRecommender(pl.LightningModule):
         encoders: list[nn.Module] = list(self.encoder.backbones.values()) if self.encoder else []
         return encoders + [s.backbone for s in self.members.values() if isinstance(s, CrossEncoderScorer)]
 
+    def _text_width(self, side: SideName) -> list[int]:
+        assert self.spec is not None
+        return [self.encoder.output_size] if self.encoder and side in self.spec.text_sides else []
+
     def _widths(self, side: SideName) -> list[int]:
-        text = [self.encoder.output_size] if self.encoder else []
         behaviour = [self.behaviour.output_size(side)] if self.behaviour else []
-        return [width for width in text + behaviour if width]
+        return [width for width in self._text_width(side) + behaviour if width]
 
     def _fields(self, side: SideName) -> tuple[int, ...]:
         behaviour = self.behaviour.widths(side) if self.behaviour else []
-        return (*self._widths(side)[: 1 if self.encoder else 0], *behaviour)
+        return (*self._text_width(side), *behaviour)
 
     def check_negatives(self, negatives: Negatives | None) -> None:
         """Check that the loss can do with the negatives of the data.
@@ -291,7 +300,7 @@ class JointRecommender(pl.LightningModule):
         return Side(index, features, text, tokens[batch.text], mask[batch.text], past)
 
     def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
-        if self.encoder is None:
+        if self.encoder is None or batch.text is None:
             return None
         if batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
             assert batch.texts is not None

@@ -25,7 +25,8 @@ from llmrs_lightning.encoders import Frozen, TextEncoder
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import BehaviourFeatures
 from llmrs_lightning.fusion import WeightedAverage
-from llmrs_lightning.scorers import DNNScorer, MFScorer, SemanticScorer
+from llmrs_lightning.scorers import AttentionScorer, DNNScorer, MFScorer, SemanticScorer
+from llmrs_lightning.scorers.events import EventOptions
 from llmrs_lightning.training.evaluation import MONITOR
 from llmrs_lightning.training.losses import BinaryCrossEntropy, OrderedLogit, Truth
 from llmrs_lightning.training.module import JointRecommender
@@ -33,14 +34,16 @@ from llmrs_lightning.training.optim import Optimization
 
 
 def make_data(tiny_bert: str | None, **options: Any) -> RecDataModule:
-    return RecDataModule(
-        Checkerboard(num_users=20, num_items=16, noise=0.1),
-        splitter=RandomSplit(seed=1),
-        user_text=TextTemplate("{taste}"),
-        item_text=TextTemplate("{description}"),
-        tokenizer=tiny_bert,
-        **{"batch_size": 64, "eval_batch_size": 64, "max_length": 24, **options},
-    )
+    settings: dict[str, Any] = {
+        "splitter": RandomSplit(seed=1),
+        "user_text": TextTemplate("{taste}"),
+        "item_text": TextTemplate("{description}"),
+        "tokenizer": tiny_bert,
+        "batch_size": 64,
+        "eval_batch_size": 64,
+        "max_length": 24,
+    }
+    return RecDataModule(Checkerboard(num_users=20, num_items=16, noise=0.1), **settings | options)
 
 
 def make_module(tiny_bert: str, **options: Any) -> JointRecommender:
@@ -291,6 +294,17 @@ def test_a_past_changes_the_scores_of_pairs_and_lists_alike(tiny_bert: str, tmp_
     early = data.pair_loader(users, items, np.zeros(len(users), np.int64)).dataset[everything]
     assert not early.user.past.mask.any()
     assert not torch.allclose(module(early)[1].view(20, 16, -1), scores, atol=1e-3)
+
+
+def test_items_alone_may_have_a_text(tiny_bert: str, tmp_path: Path) -> None:
+    data = make_data(tiny_bert, user_text=None, history=5, schema=Schema(timestamp="timestamp"))
+    scorers = {"attention": AttentionScorer(EventOptions("text", size=8)), "dnn": DNNScorer([8])}
+    module = make_module(tiny_bert, scorers=scorers)
+    trainer(tmp_path, max_epochs=1).fit(module, data)
+    trainer(tmp_path).test(module, data, verbose=False)
+    assert list(module.results["test"]) == ["fused", "attention", "dnn", "random", "popularity"]
+    with pytest.raises(ConfigError, match="user none, item 16"):
+        prepared(make_module(tiny_bert), make_data(tiny_bert, user_text=None))
 
 
 def test_a_model_of_histories_needs_histories_and_a_frozen_one_no_variants(tiny_bert: str) -> None:
