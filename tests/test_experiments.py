@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from llmrs_lightning.cli import main
 from llmrs_lightning.data.schema import Tables
-from llmrs_lightning.data.sources import MovieLens100K
+from llmrs_lightning.data.sources import FileSource, MovieLens100K
 from llmrs_lightning.training.config import build
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -38,9 +38,22 @@ def small_movielens(self: MovieLens100K) -> Tables:
     )
 
 
+def small_shop(self: FileSource) -> Tables:
+    """Return purchases of things with titles."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {"user_id": u, "item_id": int(i), "timestamp": t}
+        for u in range(20)
+        for t, i in enumerate(rng.permutation(15)[:6])
+    ]
+    items = [{"item_id": i, "title": f"{'red' if i % 2 else 'blue'} bag"} for i in range(15)]
+    return Tables(None, Dataset.from_list(items), Dataset.from_list(rows))
+
+
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MovieLens100K, "load", small_movielens)
+    monkeypatch.setattr(FileSource, "load", small_shop)
 
 
 def leaves(value: Any, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
