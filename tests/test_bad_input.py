@@ -276,6 +276,11 @@ def test_file_that_is_not_there(
         ("model.scorers.fused", {"class_path": "DNNScorer"}, ["model.scorers", "other than fused"]),
         ("model.monitor", "acu", ["no validation metric 'acu'", "model.monitor", "auc", "ndcg@10"]),
         ("model.fusion", {"class_path": "WeightedAverage", "init_args": {"weights": {"dnn": 1.0}}}, ["semantic"]),
+        (
+            "model.encoder.init_args.tuning",
+            {"class_path": "LastLayer"},
+            ["no class 'LastLayer'", "model.encoder, TextEncoder, tuning", "BiasOnly", "did you mean 'LastLayers'?"],
+        ),
         ("data.user_text", None, ["SemanticScorer", "user none", "both sides a text"]),
         ("data.user_text.template", "{tast}", ["'tast'", "did you mean 'taste'?"]),
         ("data.max_length", 1000, ["data.max_length", "3 to 64"]),

@@ -22,6 +22,7 @@ _NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
 _ABSTRACT = re.compile(r"Expected an instantiatable class, but [\w.]+ is abstract")
 _REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _VALUE = re.compile(r"Expected an? (.+)\. Got value: (.*)")
+_SUBTYPE = re.compile(r"Subtypes: \[<class '([\w.]+)'>")
 _UNION = re.compile(r"Subtypes: \[(.+)\]\n(?:(?!.*Subtypes: ).*\n)*?\s*Given value: (.*)")
 
 
@@ -43,6 +44,8 @@ def explain(message: str, parser: Any) -> ConfigError:
     bases = [c for a in parser._actions if keys and a.dest == keys[0] for c in _classes(getattr(a, "_typehint", None))]
     if bases and len(keys) == 1 and not inside and (_NO_CLASS.search(message) or _ABSTRACT.search(message)):
         return _no_class(_NO_CLASS.search(message), keys[0], bases[0])
+    if inside and (found := _NO_CLASS.search(message)) and (base := _named(_SUBTYPE.findall(message)[-1:])):
+        return _no_class(found, place, base)
     if found := _REQUIRED.search(message):
         return ConfigError(
             f"{found[1]} is missing", where=place or "the configuration", found="null or nothing", fix="give it a value"
@@ -112,6 +115,15 @@ def _parameters(path: str) -> list[str]:
         return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     except (ImportError, AttributeError, ValueError):
         return []
+
+
+def _named(paths: list[str]) -> type | None:
+    """Import the class that the first path names."""
+    if not paths:
+        return None
+    module, _, name = paths[0].rpartition(".")
+    found = getattr(importlib.import_module(module), name, None)
+    return found if inspect.isclass(found) else None
 
 
 def _classes(hint: Any) -> Iterator[type]:
