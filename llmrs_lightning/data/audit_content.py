@@ -27,12 +27,12 @@ MIN_ROWS = 20
 TOO_GOOD = 0.1
 
 
-def copied_reviews(data: RecDataModule, held: Mask, train: Mask) -> Mask | str:
+def copied_reviews(data: RecDataModule) -> Mask | str:
     """Find held-out rows whose user's or item's text holds what the row's own text columns say.
 
     Of each text column of the interactions that plays no role in the schema, the first 100 characters are looked for,
     without regard to case and white space, in the filled-in templates. Shorter texts than 20 characters, and beginnings
-    that a training row has too, prove nothing and are left aside.
+    that a row which may be seen has too, prove nothing and are left aside.
 
     Returns:
         Which rows, (R,), or why nothing could be looked for.
@@ -44,26 +44,26 @@ def copied_reviews(data: RecDataModule, held: Mask, train: Mask) -> Mask | str:
     roles = {schema.user_id, schema.item_id, schema.rating, schema.timestamp, schema.split}
     columns = {name: column(events, name) for name in events.column_names if name not in roles}
     columns = {name: values for name, values in columns.items() if pa.types.is_large_string(values.type)}
-    if not columns or len(events) != len(held):
+    if not columns or len(events) != len(data.data.interactions):
         return "the interactions have no text columns"
     wording, pairs = data.write(remove_stop_words=False, allow_empty=True), data.data.interactions
     texts = np.array(_plain(pa.array(wording.texts, pa.large_string())).to_pylist(), np.dtypes.StringDType())
-    seen_texts = {side: np.full(len(held), -1, np.int64) for side in wording.timelines[SEES["test"]]}
+    found = np.zeros(len(events), bool)
     for part in ("val", "fusion", "test"):
-        rows = data.rows(part)
+        rows, seen = data.rows(part), pa.array(data.rows(*SEES[part]))
         times = np.zeros(len(rows), np.int64) if pairs.timestamp is None else pairs.timestamp[rows]
-        for side, timeline in wording.timelines[SEES[part]].items():
-            seen_texts[side][rows] = timeline.at(getattr(pairs, side)[rows], times)
-    found = np.zeros(len(held), bool)
-    for values in columns.values():
-        fragment = pc.utf8_slice_codeunits(_plain(values), 0, _LONGEST)
-        telling = pc.and_(pa.array(held), pc.greater_equal(pc.utf8_length(fragment), _SHORTEST))
-        known = pc.is_in(fragment, value_set=fragment.filter(pa.array(train)))
-        rows = np.flatnonzero(np.asarray(pc.fill_null(pc.and_(telling, pc.invert(known)), False)))
-        for chunk in np.split(rows, range(_CHUNK, len(rows), _CHUNK)):
-            needles = np.array(fragment.take(pa.array(chunk)).to_pylist(), np.dtypes.StringDType())
-            for number in seen_texts.values():
-                found[chunk] |= np.strings.find(texts[number[chunk]], needles) >= 0
+        sides = wording.timelines[SEES[part]].items()
+        numbers = [timeline.at(getattr(pairs, side)[rows], times) for side, timeline in sides]
+        for values in columns.values():
+            fragment = pc.utf8_slice_codeunits(_plain(values), 0, _LONGEST)
+            own = fragment.take(pa.array(rows))
+            known = pc.is_in(own, value_set=fragment.take(seen))
+            telling = pc.and_(pc.greater_equal(pc.utf8_length(own), _SHORTEST), pc.invert(known))
+            places = np.flatnonzero(np.asarray(pc.fill_null(telling, False)))
+            for chunk in np.split(places, range(_CHUNK, len(places), _CHUNK)):
+                needles = np.array(own.take(pa.array(chunk)).to_pylist(), np.dtypes.StringDType())
+                for number in numbers:
+                    found[rows[chunk]] |= np.strings.find(texts[number[chunk]], needles) >= 0
     return found
 
 

@@ -360,6 +360,13 @@ def test_texts_of_earlier_reviews_do_not_hold_the_held_out_ones():
         assert look(data, "own review in a text").level == "ok"
 
 
+def test_a_review_that_is_written_again_and_again_is_no_leak():
+    twice = {"review": lambda shop: [f"user {user} likes all that they buy here" for user in shop.user]}
+    past = PastText("{review}", positives=False)
+    for splitter in (LeaveLastOut(), TemporalSplit(0.6, 0.2)):
+        assert look(module(Shop(twice), splitter, user_past=past), "own review in a text").level == "ok"
+
+
 def test_histories_are_held_to_what_their_rows_may_see():
     data = module(Shop(), history=5)
     data.setup()
