@@ -19,7 +19,7 @@ from llmrs_lightning.data.tokens import Ids
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 
-_SHORTEST, _LONGEST = 20, 100
+_SHORTEST, _LONGEST = 40, 100
 _CHUNK = 16_384
 _TITLES = ("title", "name")
 
@@ -31,7 +31,7 @@ def copied_reviews(data: RecDataModule) -> Mask | str:
     """Find held-out rows whose user's or item's text holds what the row's own text columns say.
 
     Of each text column of the interactions that plays no role in the schema, the first 100 characters are looked for,
-    without regard to case and white space, in the filled-in templates. Shorter texts than 20 characters, and beginnings
+    without regard to case and white space, in the filled-in templates. Shorter texts than 40 characters, and beginnings
     that a row which may be seen has too, prove nothing and are left aside.
 
     Returns:
