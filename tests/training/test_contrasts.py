@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
+from helpers import trainer
 
 from llmrs_lightning.data.collate import RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule
@@ -257,19 +257,6 @@ def module_of(loss: Loss, **options: Any) -> JointRecommender:
     torch.manual_seed(0)
     behaviour, optimizer = BehaviourFeatures(8, id_dropout=0.0), Optimization(learning_rate=3e-2)
     return JointRecommender({"mf": MFScorer(8)}, behaviour=behaviour, optimizer=optimizer, loss=loss, **options)
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **options,
-    )
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -12,6 +12,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import yaml
+from helpers import trainer
 
 from llmrs_lightning.cli import main
 from llmrs_lightning.data.augment import TextAugmentation
@@ -57,19 +58,9 @@ def make_module(model: str, encoder: dict[str, Any], **options: Any) -> JointRec
 
 
 def fit(module: JointRecommender, data: RecDataModule, folder: Path, **options: Any) -> pl.Trainer:
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **{"max_epochs": 2, **options},
-    )
-    trainer.fit(module, data)
-    return trainer
+    run = trainer(folder, **{"max_epochs": 2, **options})
+    run.fit(module, data)
+    return run
 
 
 def weights(module: JointRecommender) -> dict[str, torch.Tensor]:

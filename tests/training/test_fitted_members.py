@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
+from helpers import trainer
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.negatives import UniformNegatives
@@ -50,19 +50,6 @@ def make_module(**options: Any) -> JointRecommender:
         **options,
     }
     return JointRecommender(**settings)
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **options,
-    )
 
 
 @pytest.fixture

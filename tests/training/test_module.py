@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from helpers import trainer
 
 from llmrs_lightning.data.augment import TextAugmentation
 from llmrs_lightning.data.datamodule import RecDataModule
@@ -75,20 +76,6 @@ def prepared(module: JointRecommender, data: RecDataModule) -> JointRecommender:
 def whole_batch(data: RecDataModule) -> Any:
     rows = np.arange(len(data.spec.train))
     return data.train_dataloader().dataset[BatchKey(rows, (0, 1), (0, 0, 0))]
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **options,
-    )
 
 
 def first_layer(module: JointRecommender) -> torch.Tensor:

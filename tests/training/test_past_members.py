@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
+from helpers import trainer
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.samplers import BatchKey
@@ -72,20 +72,6 @@ def prepared(module: JointRecommender, data: RecDataModule) -> JointRecommender:
     module.spec = data.spec
     module.configure_model()
     return module
-
-
-def trainer(folder: Path, **options: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        **options,
-    )
 
 
 def whole_batch(data: RecDataModule) -> Any:
