@@ -89,8 +89,7 @@ def fit(args: Sequence[str]) -> None:
         began = time.perf_counter()
         trainer.fit(module, data)
         seconds["fit"] = time.perf_counter() - began
-        load_weights(module, run)
-        best = torch.load(run.checkpoint(), map_location="cpu", weights_only=True)
+        best_epoch = load_weights(module, run)
 
         began = time.perf_counter()
         trainer.test(module, data, verbose=False)
@@ -102,7 +101,7 @@ def fit(args: Sequence[str]) -> None:
         summary = {
             "monitor": {
                 "metric": module.monitor,
-                "best_epoch": best["epoch"],
+                "best_epoch": best_epoch,
                 "best_value": float(cast(torch.Tensor, callbacks[1].best_model_score))
                 * (-1 if module.monitor in LOWER_IS_BETTER else 1),  # callbacks follow what rises
             },
@@ -119,7 +118,7 @@ def fit(args: Sequence[str]) -> None:
             rows = [list(row.values()) for row in slices.to_pylist()]
             wandb.log_table("test/slices", columns=slices.column_names, data=rows)
             wandb.finish()
-        _report_fit(run, module, data, options, best["epoch"], seconds["total"], wandb)
+        _report_fit(run, module, data, options, best_epoch, seconds["total"], wandb)
     finally:
         if failed and wandb is not None:
             wandb.finish(failed=True)

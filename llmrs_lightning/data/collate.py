@@ -152,7 +152,7 @@ class Horizon:
         Args:
             name: Which side.
             position: (B,) positions in the table.
-            time: (B,) seconds; None for now.
+            time: (B,) seconds; None for `now`.
             draw: Seeds of the augmentation.
             tokens: Whether to give the tokens of the texts beside their numbers.
         """

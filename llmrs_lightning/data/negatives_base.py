@@ -11,7 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmrs_lightning.data.order import before
+from llmrs_lightning.data.order import before, spread, without_repeats
 from llmrs_lightning.data.pairs import Floats, Pairs
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError
@@ -48,7 +48,7 @@ class Cells:
         """Fill the cells at `row` and `column` (R,); doubles are one cell."""
         keys = row * num_columns + column
         keys.sort()
-        keys = keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+        keys = without_repeats(keys)
         num_rows = int(row.max(initial=-1)) + 1
         return cls(np.searchsorted(keys, np.arange(num_rows + 1) * num_columns), (keys % num_columns).astype(np.int32))
 
@@ -146,11 +146,3 @@ class Negatives(ABC):
         if not holds:
             where = f"{type(self).__name__}, {option}"
             raise ConfigError("negatives cannot be drawn so", where=where, found=str(found), allowed=allowed)
-
-
-def spread(first: Ids, last: Ids) -> tuple[Ids, Ids]:
-    """Return, for K ranges, the number of the range and the place of each of their members, range after range."""
-    lengths = last - first
-    number = np.repeat(np.arange(len(first)), lengths)
-    start = first - np.cumsum(lengths) + lengths
-    return number, np.arange(len(number)) + start[number]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llmrs_lightning.data.negatives_base import STREAM, Cells, Drawn, Negatives, spread
+from llmrs_lightning.data.negatives_base import STREAM, Cells, Drawn, Negatives
+from llmrs_lightning.data.order import spread
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError

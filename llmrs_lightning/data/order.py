@@ -101,14 +101,26 @@ def before(values: Integers, first: Ids, last: Ids, bound: Ids) -> Ids:
     return low
 
 
+def spread(first: Ids, last: Ids) -> tuple[Ids, Ids]:
+    """Return, for K ranges, the number of the range and the place of each of their members, range after range."""
+    lengths = last - first
+    number = np.repeat(np.arange(len(first)), lengths)
+    start = first - np.cumsum(lengths) + lengths
+    return number, np.arange(len(number)) + start[number]
+
+
+def without_repeats(ordered: Ids) -> Ids:
+    """Return the distinct ones of ascending values."""
+    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+
+
 def numbered(values: Ids) -> tuple[Ids, Ids]:
     """Return the distinct values, ascending, and for each of `values` its number among them.
 
     The same as `np.unique` with `return_inverse`, several times faster: a table as long as the highest value tells the
     numbers.
     """
-    ordered = np.sort(values, axis=None)
-    distinct = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])] if len(ordered) else ordered
+    distinct = without_repeats(np.sort(values, axis=None))
     number = np.empty(int(distinct[-1]) + 1 if len(distinct) else 0, np.int64)
     number[distinct] = np.arange(len(distinct))
     return distinct, number[values]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llmrs_lightning.data.collate import Horizon, SideBatch
 from llmrs_lightning.data.movable import Movable
-from llmrs_lightning.data.order import by_user, counted
+from llmrs_lightning.data.order import by_user, counted, spread
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.samplers import BatchKey
 from llmrs_lightning.data.tokens import Ids
@@ -38,11 +38,9 @@ class ItemLists:
 
     def mask(self, users: Ids, num_items: int) -> Tensor:
         """Return (U, N) bool: which items are in the lists of `users` (U,)."""
-        lengths = self.offsets[users + 1] - self.offsets[users]
-        row = np.repeat(np.arange(len(users)), lengths)
-        within = np.arange(len(row)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        row, place = spread(self.offsets[users], self.offsets[users + 1])
         mask = torch.zeros(len(users), num_items, dtype=torch.bool)
-        mask[torch.from_numpy(row), torch.from_numpy(self.items[self.offsets[users][row] + within])] = True
+        mask[torch.from_numpy(row), torch.from_numpy(self.items[place])] = True
         return mask
 
 

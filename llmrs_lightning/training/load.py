@@ -41,12 +41,13 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
     return cli
 
 
-def load_weights(module: JointRecommender, run: RunDirectory) -> None:
-    """Load the best checkpoint; nothing but tensors and plain values is unpickled."""
+def load_weights(module: JointRecommender, run: RunDirectory) -> int:
+    """Load the best checkpoint and return its epoch; nothing but tensors and plain values is unpickled."""
     path = run.checkpoint()
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+        best = torch.load(path, map_location="cpu", weights_only=True)
+        module.load_state_dict(best["state_dict"])
+        return int(best["epoch"])
     except (OSError, RuntimeError, LookupError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise DataError(
             "the checkpoint cannot be loaded",

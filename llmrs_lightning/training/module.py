@@ -121,7 +121,7 @@ class JointRecommender(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the sizes of the data from the data module."""
-        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data = self._data
         data.setup(stage)
         self.check_negatives(data.negatives)
         data.ranking = self.ranking
@@ -194,6 +194,10 @@ class JointRecommender(pl.LightningModule):
     def members(self) -> dict[str, Scorer]:
         """The scorers by name."""
         return cast(dict[str, Scorer], dict(self.scorers.items()))
+
+    @property
+    def _data(self) -> RecDataModule:
+        return cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
     def _fitted(self) -> dict[str, FittedScorer]:
@@ -366,7 +370,7 @@ class JointRecommender(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Fit what is fitted to the training texts and pairs rather than learned."""
-        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data = self._data
         if self.encoder is not None:
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
@@ -394,7 +398,7 @@ class JointRecommender(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Let layers learn whose turn it is; look up what the model takes for the best, where negatives ask for it."""
-        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data = self._data
         if self.encoder is not None:
             self._rest(self.encoder, data)
         negatives = data.negatives
@@ -440,7 +444,7 @@ class JointRecommender(pl.LightningModule):
         return loss + [name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None]
 
     def _start(self, stage: Literal["val", "test"]) -> None:
-        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data = self._data
         assert self.spec is not None
         self._fit_members(data)
         systems: dict[str, list[str]] = {FUSED: self.columns}
@@ -461,7 +465,7 @@ class JointRecommender(pl.LightningModule):
         if isinstance(batch, RecBatch):
             self.evaluation.add_pairs(batch.rows, self.score_pairs(batch))
             return
-        data = cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        data = self._data
         items = self.catalogue(data, self.stage)
         members, fused = self.grid(self.users(data, self.stage, batch.user), items)
         user = batch.user.position
