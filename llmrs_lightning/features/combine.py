@@ -44,6 +44,8 @@ class Side:
         tokens: (B, L) token ids, given only to scorers with `needs_tokens`.
         mask: (B, L) bool, the padding mask of `tokens`.
         past: What users did before; None for items, and without histories.
+        row: (B,) row of the table of users (or items), 0 for none; unlike `index` also without a training row. None for
+            that of `index`.
     """
 
     index: Tensor
@@ -52,6 +54,7 @@ class Side:
     tokens: Tensor | None = None
     mask: Tensor | None = None
     past: PastSide | None = None
+    row: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)

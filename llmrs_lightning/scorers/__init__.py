@@ -3,6 +3,7 @@
 from llmrs_lightning.scorers.als import ALSScorer
 from llmrs_lightning.scorers.attention import AttentionScorer
 from llmrs_lightning.scorers.base import Scorer
+from llmrs_lightning.scorers.bayesian_mf import BayesianMFScorer
 from llmrs_lightning.scorers.caser import CaserScorer
 from llmrs_lightning.scorers.counts import BiasScorer, PopularityScorer
 from llmrs_lightning.scorers.cross_encoder import CrossEncoderScorer
@@ -24,6 +25,7 @@ from llmrs_lightning.scorers.wide_deep import WideDeepScorer
 __all__ = [
     "ALSScorer",
     "AttentionScorer",
+    "BayesianMFScorer",
     "BiasScorer",
     "CaserScorer",
     "CrossEncoderScorer",

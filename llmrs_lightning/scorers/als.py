@@ -12,7 +12,7 @@ from torch import Tensor
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.errors import require
 from llmrs_lightning.features.combine import SideSizes
-from llmrs_lightning.scorers.fitted import FittedScorer, Observed
+from llmrs_lightning.scorers.fitted import Content, FittedScorer, Observed
 
 _EXTRA = "als"
 _Factors = NDArray[np.float64]
@@ -71,7 +71,7 @@ class ALSScorer(FittedScorer):
         self.register_buffer("user_factors", torch.zeros(user.num_ids + 1, self.factors))
         self.register_buffer("item_factors", torch.zeros(item.num_ids + 1, self.factors))
 
-    def _fit(self, train: Pairs, item_text: Tensor | None) -> Observed:
+    def _fit(self, train: Pairs, content: Content) -> Observed:
         observed = Observed.of(train, self.num_items)
         positives = (observed.value * observed.rows).numpy()
         kept = positives > 0

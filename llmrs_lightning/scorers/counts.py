@@ -8,7 +8,7 @@ from torch import Tensor
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.features.combine import SideSizes
 from llmrs_lightning.scorers.baselines import Popularity
-from llmrs_lightning.scorers.fitted import FittedScorer, Observed, Value
+from llmrs_lightning.scorers.fitted import Content, FittedScorer, Observed, Value
 
 
 class BiasScorer(FittedScorer):
@@ -48,7 +48,7 @@ class BiasScorer(FittedScorer):
         self.register_buffer("user_bias", torch.zeros(user.num_ids + 1))
         self.register_buffer("item_bias", torch.zeros(item.num_ids + 1))
 
-    def _fit(self, train: Pairs, item_text: Tensor | None) -> Observed:
+    def _fit(self, train: Pairs, content: Content) -> Observed:
         observed = Observed.of(train, self.num_items, self.value)
         mean = observed.value.mean()
         residual = observed.value - mean
@@ -102,7 +102,7 @@ class PopularityScorer(FittedScorer):
         super().build(user, item, num_outputs)
         self.register_buffer("log_count", torch.zeros(item.num_ids + 1))
 
-    def _fit(self, train: Pairs, item_text: Tensor | None) -> Observed:
+    def _fit(self, train: Pairs, content: Content) -> Observed:
         baseline = Popularity()
         baseline.fit(train, self.num_users, self.num_items)
         observed = Observed.of(train, self.num_items)

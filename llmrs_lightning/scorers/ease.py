@@ -8,7 +8,7 @@ from torch import Tensor
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features.combine import SideSizes
-from llmrs_lightning.scorers.fitted import Observed, Value
+from llmrs_lightning.scorers.fitted import Content, Observed, Value
 from llmrs_lightning.scorers.item_based import ItemBasedScorer
 
 _MOST_ITEMS = 20_000
@@ -71,7 +71,7 @@ class EASEScorer(ItemBasedScorer):
         observed = Observed.of(train, self.num_items, self.value)
         return observed, observed.value
 
-    def _weigh(self, item_text: Tensor | None) -> None:
+    def _weigh(self, content: Content) -> None:
         gram = torch.cat([block for _, block in self._products()])
         gram.diagonal().add_(self.regularization)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram, out=gram))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrs_lightning.data.pairs import Pairs
+from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features.combine import Side, SideSizes
 from llmrs_lightning.scorers.base import Scorer, directions
@@ -57,6 +59,21 @@ class Observed(NamedTuple):
         return cls(*map(torch.from_numpy, parts))
 
 
+@dataclass(frozen=True)
+class Content:
+    """What is known of users and items beside the training rows.
+
+    Args:
+        users: Categories and numbers of the users.
+        items: Categories and numbers of the items.
+        item_text: (N, D) text vectors of the items in the order of their table; None if nobody asked for them.
+    """
+
+    users: SideTable
+    items: SideTable
+    item_text: Tensor | None = None
+
+
 class Calibration(nn.Module):
     """Outputs (..., C) = slope * (raw score - center) / spread + bias, slope and bias being trained.
 
@@ -93,16 +110,19 @@ class FittedScorer(Scorer):
     """Score by what `fit` learnt of the training pairs; only an affine calibration of the score is trained.
 
     `fit` is called once, before training or the first evaluation, and what it learns is kept in buffers, so that a
-    checkpoint brings it along. Scores depend on ids alone; row 0, an unknown user or item, has a neutral score.
+    checkpoint brings it along. Row 0, an unknown user or item, has a neutral score, and so have users and items without
+    training rows unless the scorer knows their content.
 
     What was fitted to a pair has seen its label, so in training an observed pair is scored as if it had been left out,
     as far as a class says; else calibration and fusion would trust the scorer too much.
 
     Attributes:
         needs_item_text: `fit` reads the text vectors of the items.
+        knows_content: Users and items without training rows have scores of their own.
     """
 
     needs_item_text = False
+    knows_content = False
     fitted: Tensor
 
     def build(self, user: SideSizes, item: SideSizes, num_outputs: int) -> None:
@@ -120,19 +140,19 @@ class FittedScorer(Scorer):
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def fit(self, train: Pairs, item_text: Tensor | None = None) -> None:
+    def fit(self, train: Pairs, content: Content) -> None:
         """Learn from the training pairs; the same pairs give the same scores.
 
         Args:
             train: The training rows, (R,).
-            item_text: (N, D) text vectors of the items in the order of their table, if `needs_item_text`.
+            content: What else is known, with text vectors if `needs_item_text`.
 
         Raises:
             ConfigError: If the data lack what is needed.
         """
         device = self.fitted.device
         self.cpu()
-        observed = self._fit(train, item_text)
+        observed = self._fit(train, content)
         step = -(-len(observed.user) // _CALIBRATED_CELLS)
         user, item = observed.user[:: step or 1], observed.item[:: step or 1]
         chunks = [slice(i, i + _CHUNK) for i in range(0, max(len(user), 1), _CHUNK)]
@@ -141,7 +161,7 @@ class FittedScorer(Scorer):
         self.to(device)
 
     @abstractmethod
-    def _fit(self, train: Pairs, item_text: Tensor | None) -> Observed:
+    def _fit(self, train: Pairs, content: Content) -> Observed:
         """Fill the buffers, `left_out` among them; return the pairs whose scores are brought to a standard scale."""
 
     @abstractmethod
@@ -162,21 +182,25 @@ class FittedScorer(Scorer):
         values, found = self.left_out.lookup(user, item)
         return torch.where(found, values, raw)
 
+    def _rows(self, side: Side) -> Tensor:
+        return side.index if side.row is None or not self.knows_content else side.row
+
     def forward(self, user: Side, item: Side) -> Tensor:
         """Score pairs, (B, C)."""
         with torch.autocast(user.index.device.type, enabled=False):
-            return torch.as_tensor(self.calibration(self._pairs(user.index, item.index, self.training)))
+            return torch.as_tensor(self.calibration(self._pairs(self._rows(user), self._rows(item), self.training)))
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
         """Return the items' rows, (N,)."""
-        return (items.index,)
+        return (self._rows(items),)
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
         with torch.autocast(users.index.device.type, enabled=False):
-            raw = self.all_scores(users.index)[:, prepared[0]]
+            rows = self._rows(users)
+            raw = self.all_scores(rows)[:, prepared[0]]
             if self.training:
-                raw = self._left_out(raw, users.index.unsqueeze(1), prepared[0])
+                raw = self._left_out(raw, rows.unsqueeze(1), prepared[0])
             return torch.as_tensor(self.calibration(raw))
 
     def grid_width(self, items: Side) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.features.combine import SideSizes
 from llmrs_lightning.scorers.cells import CellValues
-from llmrs_lightning.scorers.fitted import FittedScorer, Observed
+from llmrs_lightning.scorers.fitted import Content, FittedScorer, Observed
 
 _BLOCK_CELLS = 2**24
 
@@ -34,11 +34,11 @@ class ItemBasedScorer(FittedScorer):
         self.past = CellValues(item.num_ids + 1)
         self.register_buffer("average", torch.zeros(item.num_ids + 1))
 
-    def _fit(self, train: Pairs, item_text: Tensor | None) -> Observed:
+    def _fit(self, train: Pairs, content: Content) -> Observed:
         observed, filled = self._values(train)
         kept = filled != 0
         self.past.fill(observed.user[kept], observed.item[kept], filled[kept])
-        self._weigh(item_text)
+        self._weigh(content)
         users = int((torch.bincount(observed.user[kept]) > 0).sum())
         total = torch.zeros(self.num_items + 1).index_add(0, observed.item[kept], filled[kept].float())
         self.average = self._mix(total.unsqueeze(0) / max(users, 1))[0].contiguous()
@@ -50,7 +50,7 @@ class ItemBasedScorer(FittedScorer):
         """Return the observed pairs, and the value (K,) that each has in its user's row; 0 leaves it out."""
 
     @abstractmethod
-    def _weigh(self, item_text: Tensor | None) -> None:
+    def _weigh(self, content: Content) -> None:
         """Fit the weights to `past`."""
 
     @abstractmethod

@@ -12,7 +12,7 @@ from torch.nn import functional
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features.combine import SideSizes
-from llmrs_lightning.scorers.fitted import Observed, Value
+from llmrs_lightning.scorers.fitted import Content, Observed, Value
 from llmrs_lightning.scorers.item_based import ItemBasedScorer
 
 _BLOCK = 1024
@@ -36,7 +36,7 @@ class ItemKNNScorer(ItemBasedScorer):
         Users with several rows; `by: text` needs a text encoder, and takes its vectors before training.
 
     Inputs:
-        Ids.
+        Ids; by text, an item needs no training row.
 
     Use when:
         Scores shall be explained by what the user took before, or the catalogue is too large for `EASEScorer`.
@@ -64,7 +64,7 @@ class ItemKNNScorer(ItemBasedScorer):
         if neighbours < 1:
             raise ConfigError("an item needs a neighbour", where="ItemKNNScorer, neighbours", found=str(neighbours))
         self.k, self.shrinkage, self.similarity, self.value, self.by = neighbours, shrinkage, similarity, value, by
-        self.needs_item_text = by == "text"
+        self.needs_item_text = self.knows_content = by == "text"
 
     def build(self, user: SideSizes, item: SideSizes, num_outputs: int) -> None:
         """Make k neighbours an item.
@@ -93,8 +93,9 @@ class ItemKNNScorer(ItemBasedScorer):
         counts.index_add_(0, observed.user, torch.ones_like(observed.value))
         return observed, observed.value - (sums / counts.clamp_min(1))[observed.user]
 
-    def _weigh(self, item_text: Tensor | None) -> None:
-        blocks = self._by_interactions() if item_text is None or self.by != "text" else self._by_text(item_text)
+    def _weigh(self, content: Content) -> None:
+        text = content.item_text
+        blocks = self._by_interactions() if text is None or self.by != "text" else self._by_text(text)
         for start, similar in blocks:
             own = torch.arange(start, start + len(similar))
             similar[torch.arange(len(similar)), own] = -torch.inf

@@ -29,6 +29,7 @@ from llmrs_lightning.fusion import Fusion, WeightedAverage
 from llmrs_lightning.metrics.slices import Slices
 from llmrs_lightning.scorers import CrossEncoderScorer, FittedScorer, Scorer
 from llmrs_lightning.scorers.baselines import baselines
+from llmrs_lightning.scorers.fitted import Content
 from llmrs_lightning.training.evaluation import (
     FUSED,
     LOSS,
@@ -298,10 +299,10 @@ class JointRecommender(pl.LightningModule):
                 blocks.append(self.behaviour(index, row, side, rows))
         features = self.combine(blocks, side) if blocks else torch.zeros(len(row), 0, device=row.device)
         if not self.needs_tokens:
-            return Side(index, features, text, past=past)
+            return Side(index, features, text, past=past, row=row)
         assert batch.texts is not None
         tokens, mask = _unbucket(batch.texts)
-        return Side(index, features, text, tokens[batch.text], mask[batch.text], past)
+        return Side(index, features, text, tokens[batch.text], mask[batch.text], past, row)
 
     def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
         if self.encoder is None or batch.text is None:
@@ -386,7 +387,7 @@ class JointRecommender(pl.LightningModule):
                 vectors = self.catalogue(data, "train").text
             text = None if vectors is None else vectors.float().cpu()
         for scorer in waiting:
-            scorer.fit(data.spec.train, text)
+            scorer.fit(data.spec.train, Content(data.spec.users, data.spec.items, text))
 
     def _rest(self, encoder: TextEncoder, data: RecDataModule) -> None:
         """Let those layers of the language model learn whose turn it is, and keep the states of the others."""

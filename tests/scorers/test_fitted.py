@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from llmrs_lightning.data.pairs import Pairs
+from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import Side, SideSizes
 from llmrs_lightning.scorers import (
@@ -19,7 +20,7 @@ from llmrs_lightning.scorers import (
     neighbours,
 )
 from llmrs_lightning.scorers.cells import CellValues
-from llmrs_lightning.scorers.fitted import Calibration
+from llmrs_lightning.scorers.fitted import Calibration, Content
 
 NUM_USERS, NUM_ITEMS = 30, 12
 MAKE = {
@@ -55,7 +56,7 @@ TEXT = torch.randn(NUM_ITEMS, 6, generator=torch.Generator().manual_seed(5))
 
 def fitted(scorer, train=None, num_outputs=1):
     scorer.build(SideSizes(NUM_USERS, 0, 6), SideSizes(NUM_ITEMS, 0, 6), num_outputs)
-    scorer.fit(pairs(ratings()) if train is None else train, TEXT)
+    scorer.fit(pairs(ratings()) if train is None else train, Content(SideTable(NUM_USERS), SideTable(NUM_ITEMS), TEXT))
     return scorer
 
 
