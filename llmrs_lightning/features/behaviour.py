@@ -23,6 +23,8 @@ class BehaviourFeatures(nn.Module):
         category_size: Width of the embedding of each category column; the values of a row are averaged.
         use_numbers: Append the standardised number columns.
         id_dropout: Share of training rows whose id is replaced by the unknown one.
+        item_id_dropout: The same for items, if it shall differ: half and more where new items are to be scored, so that
+            their text and categories learn to stand alone; null for `id_dropout`.
         history_size: Width of the mean embedding of the items in a user's past, beside the user's other features
             (Koren, 2008, the implicit part of SVD++); needs `data.history`. 0 leaves the past out.
     """
@@ -33,11 +35,13 @@ class BehaviourFeatures(nn.Module):
         category_size: int = 8,
         use_numbers: bool = True,
         id_dropout: float = 0.05,
+        item_id_dropout: float | None = None,
         history_size: int = 0,
     ) -> None:
         super().__init__()
         self.id_size, self.category_size, self.use_numbers = id_size, category_size, use_numbers
-        self.id_dropout, self.history_size = id_dropout, history_size
+        self.history_size = history_size
+        self.id_dropout = {"user": id_dropout, "item": id_dropout if item_id_dropout is None else item_id_dropout}
         self.sides = nn.ModuleDict()
 
     def build(self, user: SideTable, item: SideTable) -> None:
@@ -57,11 +61,12 @@ class BehaviourFeatures(nn.Module):
         """Return the width of the features of `side`."""
         return sum(self.widths(side))
 
-    def drop_ids(self, index: Tensor) -> Tensor:
+    def drop_ids(self, index: Tensor, side: str) -> Tensor:
         """Replace a share of `index` (B,) by 0 while training."""
-        if not self.training or self.id_dropout == 0:
+        share = self.id_dropout[side]
+        if not self.training or share == 0:
             return index
-        return index.masked_fill(torch.rand(index.shape, device=index.device) < self.id_dropout, 0)
+        return index.masked_fill(torch.rand(index.shape, device=index.device) < share, 0)
 
     def forward(self, index: Tensor, table_row: Tensor, side: str, past: Tensor | None = None) -> Tensor:
         """Embed what is known of B users (or items).

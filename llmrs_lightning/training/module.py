@@ -293,7 +293,7 @@ class JointRecommender(pl.LightningModule):
         if past_items is not None and batch.past is not None:
             past = PastSide(past_items, batch.past.place, batch.past.ratings, batch.past.ages, batch.past.mask)
         if self.behaviour:
-            index = self.behaviour.drop_ids(index)
+            index = self.behaviour.drop_ids(index, side)
             if self.behaviour.output_size(side):
                 rows = None if past is None else past.items.index[past.place].masked_fill(~past.mask, 0)
                 blocks.append(self.behaviour(index, row, side, rows))

@@ -103,17 +103,23 @@ def test_id_dropout_sends_its_share_to_the_unknown_slot_while_training():
     features = make(id_dropout=0.3)
     index = torch.arange(20_000) % 5 + 1
     torch.manual_seed(0)
-    dropped = features.drop_ids(index)
+    dropped = features.drop_ids(index, "user")
     assert 0.28 < (dropped == 0).double().mean() < 0.32
     assert torch.equal(dropped[dropped > 0], index[dropped > 0])
     assert index.min() == 1
     features.eval()
-    assert torch.equal(features.drop_ids(index), index)
+    assert torch.equal(features.drop_ids(index, "user"), index)
+
+
+def test_items_may_have_an_id_dropout_of_their_own():
+    index, features = torch.ones(5000, dtype=torch.int64), make(id_dropout=0.0, item_id_dropout=1.0)
+    assert torch.equal(features.drop_ids(index, "user"), index)
+    assert not features.drop_ids(index, "item").any()
 
 
 def test_without_id_dropout_every_id_stays():
     index = torch.arange(1000) % 5 + 1
-    assert torch.equal(make(id_dropout=0.0).drop_ids(index), index)
+    assert torch.equal(make(id_dropout=0.0).drop_ids(index, "item"), index)
 
 
 def test_id_dropout_trains_the_unknown_slot():
