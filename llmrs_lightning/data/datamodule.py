@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from llmrs_lightning.data.augment import TextAugmentation
@@ -20,7 +21,7 @@ from llmrs_lightning.data.mapped import MappedPairs
 from llmrs_lightning.data.negatives import Negatives
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.past import PastText, SideName
-from llmrs_lightning.data.ranking import RankingDataset
+from llmrs_lightning.data.ranking import RankingDataset, cold_items
 from llmrs_lightning.data.samplers import BatchOrder, Blocks, InOrder, Shuffled
 from llmrs_lightning.data.schema import PARTS, RecData, Schema
 from llmrs_lightning.data.side import SideTable
@@ -55,6 +56,10 @@ class RecDataModule(pl.LightningDataModule):
         eval_batch_size: Rows a step in validation, test and prediction.
         sampler: `shuffled` draws rows at random; `blocks` draws rows that share users and items, so that a batch holds
             few distinct texts.
+        candidates: What validation and test rank beside the metrics of pairs, always without what the user has seen.
+            `all` is the whole catalogue; `cold` the items that have a row in the part under evaluation and none in
+            train, for splits with new items. With `cold` a warm item takes no rank and is not to be found either, and a
+            user whose positive items are all warm is not ranked.
         negatives: Pairs drawn into each training batch, which teach a model to rank the whole catalogue; null learns
             from the observed labels alone, and losses on ratings need that.
         user_past: Text out of what a user did before, behind `user_text`; null for none.
@@ -78,6 +83,7 @@ class RecDataModule(pl.LightningDataModule):
         batch_size: int = 2048,
         eval_batch_size: int = 8192,
         sampler: Literal["shuffled", "blocks"] = "shuffled",
+        candidates: Literal["all", "cold"] = "all",
         negatives: Negatives | None = None,
         user_past: PastText | None = None,
         item_past: PastText | None = None,
@@ -108,7 +114,7 @@ class RecDataModule(pl.LightningDataModule):
         self.tokenizer, self.max_length, self.cache_dir = tokenizer, max_length, cache_dir
         self.batch_size, self.eval_batch_size, self.sampler = batch_size, eval_batch_size, sampler
         self.user_past, self.item_past, self.history = user_past, item_past, history
-        self.negatives, self.augmentation = negatives, augmentation
+        self.candidates, self.negatives, self.augmentation = candidates, negatives, augmentation
         self.num_workers, self.seed = num_workers, seed or 0
         self.ranking = True
         self._ready = False
@@ -149,6 +155,9 @@ class RecDataModule(pl.LightningDataModule):
         )
         for stage in ("train", "test"):
             self.horizon(cast(Stage, stage))  # now, so that what is wrong is said before training
+        if self.candidates == "cold":
+            for part in ("val", "test"):
+                self._ranked(self.pairs(part), part)
         self._ready = True
 
     @property
@@ -275,10 +284,25 @@ class RecDataModule(pl.LightningDataModule):
         ]
         if self.ranking:
             num_users, num_items = len(self.data.users), len(self.data.items)
-            ranked = RankingDataset(self.seen(stage), target, num_users, num_items, horizon)
+            ranked = self._ranked(target, stage)
+            users = RankingDataset(self.seen(stage), target, num_users, num_items, horizon, ranked)
             users_a_batch = max(_RANKED_CELLS // max(num_items, 1), 1)
-            loaders.append(self._loader(ranked, InOrder(len(ranked), users_a_batch)))
+            loaders.append(self._loader(users, InOrder(len(users), users_a_batch)))
         return loaders
+
+    def _ranked(self, target: Pairs, part: str) -> NDArray[np.bool_] | None:
+        if self.candidates == "all":
+            return None
+        cold = cold_items(target, self.spec.train, len(self.data.items))
+        if not (target.label[cold[target.item]] > 0).any():
+            raise ConfigError(
+                f"among the cold items of the {part} part there is nothing to be found",
+                where="data.candidates",
+                found=f"cold; {cold.sum():,} items have rows in {part} and none in train, and no positive row",
+                allowed=f"all; cold where {part} holds a positive row of an item without training rows",
+                fix="split with ColdItems or ColdBoth, or set data.candidates to all",
+            )
+        return cold
 
     def _loader(self, dataset: Any, order: BatchOrder) -> DataLoader[Any]:
         if self.trainer is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrs_lightning.data.collate import Horizon, SideBatch
@@ -14,6 +15,12 @@ from llmrs_lightning.data.order import by_user, counted, spread
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.samplers import BatchKey
 from llmrs_lightning.data.tokens import Ids
+
+
+def cold_items(part: Pairs, train: Pairs, num_items: int) -> NDArray[np.bool_]:
+    """Return which items have a row in `part` and none in `train`, (N,)."""
+    cold: NDArray[np.bool_] = (counted(part.item, num_items) > 0) & (counted(train.item, num_items) == 0)
+    return cold
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,12 @@ class ItemLists:
 
 @dataclass
 class RankingBatch(Movable):
-    """Some users, each to be ranked against the whole catalogue.
+    """Some users, for each of whom items are to be ranked.
 
     Args:
-        user: The users, U of them, as they are before the first item that is to be found.
-        relevant: (U, N) bool, the items to be found.
-        candidates: (U, N) bool, the items that take a rank: all but those seen before.
+        user: The users, U of them, as they are before their first positive pair of the part.
+        relevant: (U, N) bool, the items to be found, all of them candidates.
+        candidates: (U, N) bool, the items that take a rank: those that are ranked at all, but for those seen before.
     """
 
     user: SideBatch
@@ -64,20 +71,30 @@ class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
 
     Args:
         seen: Pairs whose items take no rank.
-        target: Pairs whose positive items are to be found.
+        target: Pairs whose positive items are to be found, as far as they are ranked.
         num_users: Users in all.
         num_items: Items in all.
         horizon: What the users may have seen.
+        ranked: (N,) bool, the items that are ranked at all; None for the whole catalogue. It changes neither the moment
+            at which a user is ranked nor, thereby, the user's past.
     """
 
     def __init__(
-        self, seen: Pairs, target: Pairs, num_users: int, num_items: int, horizon: Horizon | None = None
+        self,
+        seen: Pairs,
+        target: Pairs,
+        num_users: int,
+        num_items: int,
+        horizon: Horizon | None = None,
+        ranked: NDArray[np.bool_] | None = None,
     ) -> None:
-        found = target.take(np.flatnonzero(target.label > 0))
+        positive = target.take(np.flatnonzero(target.label > 0))
         self.num_items, self.horizon = num_items, horizon or Horizon()
-        self.users = np.unique(found.user)
+        self.ranked = torch.ones(num_items, dtype=torch.bool) if ranked is None else torch.from_numpy(ranked)
         self.time = np.full(num_users, np.iinfo(np.int64).max)
-        np.minimum.at(self.time, found.user, found.time)
+        np.minimum.at(self.time, positive.user, positive.time)
+        found = positive if ranked is None else positive.take(np.flatnonzero(ranked[positive.item]))
+        self.users = np.unique(found.user)
         self.seen = ItemLists.of(seen.user, seen.item, num_users)
         self.relevant = ItemLists.of(found.user, found.item, num_users)
 
@@ -89,5 +106,5 @@ class RankingDataset(torch.utils.data.Dataset[RankingBatch]):
         users = self.users[key.mine(key.rows)]
         relevant = self.relevant.mask(users, self.num_items)
         # an item that is to be found again stays a candidate
-        candidates = ~self.seen.mask(users, self.num_items) | relevant
+        candidates = (~self.seen.mask(users, self.num_items) & self.ranked) | relevant
         return RankingBatch(self.horizon.side("user", users, self.time[users]), relevant, candidates)

@@ -5,6 +5,7 @@ from llmrs_lightning.scorers.attention import AttentionScorer
 from llmrs_lightning.scorers.base import Scorer
 from llmrs_lightning.scorers.bayesian_mf import BayesianMFScorer
 from llmrs_lightning.scorers.caser import CaserScorer
+from llmrs_lightning.scorers.chance import RandomScorer
 from llmrs_lightning.scorers.counts import BiasScorer, PopularityScorer
 from llmrs_lightning.scorers.cross_encoder import CrossEncoderScorer
 from llmrs_lightning.scorers.dcn import DCNScorer
@@ -41,6 +42,7 @@ __all__ = [
     "MFScorer",
     "NRMSScorer",
     "PopularityScorer",
+    "RandomScorer",
     "SASRecScorer",
     "Scorer",
     "SemanticScorer",

@@ -18,8 +18,8 @@ from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.data.negatives import BatchNegatives, PopularityNegatives
 from llmrs_lightning.data.past import PastText
 from llmrs_lightning.data.schema import Schema, Tables
-from llmrs_lightning.data.sources import Source
-from llmrs_lightning.data.splits import LeaveLastOut, RandomSplit, TemporalSplit
+from llmrs_lightning.data.sources import Checkerboard, Source
+from llmrs_lightning.data.splits import ColdBoth, ColdItems, LeaveLastOut, RandomSplit, TemporalSplit
 from llmrs_lightning.data.text import TextTemplate
 from llmrs_lightning.errors import ConfigError
 
@@ -122,6 +122,42 @@ def test_histories_need_timestamps() -> None:
             data.setup()
     with pytest.raises(ConfigError, match=r"data\.history"):
         make(history=-1)
+
+
+@pytest.mark.parametrize("splitter", [ColdItems(0.2), ColdBoth(0.3), RandomSplit(0.1, 0.4)])
+def test_cold_candidates_are_the_items_of_the_part_under_evaluation_without_a_training_row(splitter: Any) -> None:
+    data = make(splitter=splitter, candidates="cold")
+    data.setup()
+    known = set(data.pairs("train").item.tolist())
+    for stage, loaders in (("val", data.val_dataloader()), ("test", data.test_dataloader())):
+        target, (batch,) = data.pairs(stage), loaders[1]
+        cold = set(target.item.tolist()) - known
+        assert splitter.cold or set(target.item[target.label > 0].tolist()) - cold  # warm ones are to be passed over
+        seen: dict[int, set[int]] = {}
+        found: dict[int, set[int]] = {}
+        for part, lists in ((data.seen(stage), seen), (target, found)):  # type: ignore[arg-type]
+            for user, item, label in zip(part.user.tolist(), part.item.tolist(), part.label, strict=True):
+                if part is not target or (label > 0 and item in cold):
+                    lists.setdefault(user, set()).add(item)
+        assert batch.user.position.tolist() == sorted(found)
+        for row, user in enumerate(sorted(found)):
+            assert set(batch.relevant[row].nonzero().flatten().tolist()) == found[user]
+            assert set(batch.candidates[row].nonzero().flatten().tolist()) == cold - seen.get(user, set()) | found[user]
+
+
+@pytest.mark.parametrize("splitter", [RandomSplit(), LeaveLastOut()])
+def test_cold_candidates_need_a_part_with_cold_items(splitter: Any) -> None:
+    options: dict[str, Any] = {"schema": Schema(timestamp="timestamp"), "splitter": splitter}
+    RecDataModule(Checkerboard(), **options).setup()
+    with pytest.raises(ConfigError, match=r"val part[\s\S]*data\.candidates[\s\S]*0 items[\s\S]*ColdItems"):
+        RecDataModule(Checkerboard(), candidates="cold", **options).setup()
+
+
+def test_cold_candidates_need_a_positive_row() -> None:
+    # from 6 on nothing is a positive
+    options: dict[str, Any] = {"schema": Schema(positive_from=6), "splitter": ColdItems(0.2)}
+    with pytest.raises(ConfigError, match=r"6 items have rows in val and none in train, and no positive row"):
+        RecDataModule(Checkerboard(), candidates="cold", **options).setup()
 
 
 OPTIONS: dict[str, dict[str, Any]] = {

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llmrs_lightning.data.collate import Horizon
 from llmrs_lightning.data.history import History
 from llmrs_lightning.data.pairs import Pairs
-from llmrs_lightning.data.ranking import ItemLists, RankingDataset
+from llmrs_lightning.data.ranking import ItemLists, RankingDataset, cold_items
 from llmrs_lightning.data.samplers import BatchKey
 
 NUM_USERS, NUM_ITEMS = 6, 5
@@ -79,6 +79,34 @@ def test_relevant_items_and_candidates_equal_brute_force(task, world_size):
         for i in range(NUM_ITEMS):
             assert bool(relevant[row, i]) == ((u, i) in positives)
             assert bool(candidates[row, i]) == ((u, i) not in before or (u, i) in positives)
+
+
+@settings(max_examples=50, deadline=None)
+@given(cells, tasks())
+def test_among_cold_items_those_of_the_part_without_training_row_are_ranked_alone(train, task):
+    seen, target = task
+    train = make(train)
+    ranked = cold_items(target, train, NUM_ITEMS)
+    cold = set(target.item.tolist()) - set(train.item.tolist())
+    assert np.flatnonzero(ranked).tolist() == sorted(cold)
+    data = RankingDataset(seen, target, NUM_USERS, NUM_ITEMS, ranked=ranked)
+    positives = {(u, i) for u, i, p in zip(target.user, target.item, target.label, strict=True) if p > 0}
+    sought = {(u, i) for u, i in positives if i in cold}
+    before = set(zip(seen.user.tolist(), seen.item.tolist(), strict=True))
+    assert data.users.tolist() == sorted({u for u, _ in sought})
+    batch = data[key(np.arange(len(data)))]
+    assert not (batch.relevant & ~batch.candidates).any()
+    for row, u in enumerate(data.users.tolist()):
+        for i in range(NUM_ITEMS):
+            assert bool(batch.relevant[row, i]) == ((u, i) in sought)
+            assert bool(batch.candidates[row, i]) == (i in cold and ((u, i) not in before or (u, i) in sought))
+
+
+def test_what_is_ranked_does_not_change_the_moment_at_which_a_user_is_ranked():
+    target = make([0, 1])  # item 0 at time 0, item 1 at time 1
+    data = RankingDataset(make([]), target, NUM_USERS, NUM_ITEMS, ranked=np.arange(NUM_ITEMS) == 1)
+    assert data.users.tolist() == [0]
+    assert data.time[0] == 0
 
 
 def test_an_item_that_is_found_again_stays_a_candidate():
