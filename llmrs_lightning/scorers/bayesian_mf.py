@@ -32,8 +32,8 @@ class BayesianMFScorer(FittedScorer):
     information (SVD++); Hu, Koren and Volinsky, 2008, Collaborative Filtering for Implicit Feedback Datasets, for
     `alpha`.
 
-    In training a pair is scored as if it had been left out, by weighing the samples with the inverse of its likelihood
-    (Gelfand, 1996, Model determination using sampling-based methods).
+    In training a pair is scored as if it had been left out (with `alpha`, as if it were one of the others), by weighing
+    the samples with the inverse of its likelihood (Gelfand, 1996, Model determination using sampling-based methods).
 
     Requirements:
         Ratings for `value: rating`; a text encoder for `text_components`. `observed` takes a table of users x items.
@@ -77,7 +77,9 @@ class BayesianMFScorer(FittedScorer):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, number, least in (("factors", factors, 1), ("samples", samples, 1), ("burn_in", burn_in, 0)):
+        counts = {"factors": factors, "samples": samples, "burn_in": burn_in, "text_components": text_components}
+        for name, number in counts.items():
+            least = int(name in ("factors", "samples"))
             if number < least:
                 _refuse(f"there are too few {name}", name, number, f"{least} or more")
         if alpha is not None and not (alpha > 0 and value == "label"):
@@ -100,12 +102,14 @@ class BayesianMFScorer(FittedScorer):
                 where="model.encoder",
                 fix="give model.encoder a TextEncoder and data.item_text a template, or set text_components to 0",
             )
-        if self.observed != "neither" and user.num_ids * item.num_ids > _MOST_CELLS:
+        widths = {"neither": 0, "users": item.num_ids, "items": user.num_ids}  # of a table, and of its products
+        width = widths.get(self.observed, max(user.num_ids, item.num_ids))
+        if width * max(user.num_ids, item.num_ids) > _MOST_CELLS:
             _refuse(
-                "observed pairs in the priors take a table of users x items",
+                "observed pairs in the priors take tables that are too large",
                 "observed",
                 f"{self.observed}, {user.num_ids:,} users and {item.num_ids:,} items",
-                f"neither, or up to {_MOST_CELLS:,} cells",
+                f"neither, or tables of up to {_MOST_CELLS:,} cells",
             )
         super().build(user, item, num_outputs)
         self.register_buffer("mean", torch.tensor(0.0))
@@ -214,9 +218,11 @@ class _Chain:
         return float(len(users) * len(items) - len(self.value)), squares
 
     def unlikeliness(self) -> Tensor:
-        """Return 1 / likelihood of each pair in this sample, (K,), but for a factor that all samples have."""
-        weight = self.precision * (1 + (self.alpha or 0.0))
-        weights: Tensor = (weight / 2 * (self.value - self.scores).square()).clamp_max(500).exp() / weight.sqrt()
+        """Return the likelihood of this sample without each pair / with it, (K,), but for a factor that all have."""
+        gap, count = (self.value - self.scores).square(), 1.0
+        if self.alpha is not None:  # without it the pair is one of the others
+            gap, count = (1 + self.alpha) * gap - self.scores.square(), self.alpha
+        weights: Tensor = (self.precision / 2 * gap).clamp_max(500).exp() / self.precision ** (count / 2)
         return weights
 
     def kept(self) -> Iterator[Tensor]:
@@ -231,14 +237,12 @@ class _Chain:
 
 
 def _columns(table: SideTable) -> list[Tensor]:
-    """Return categories as shares of each row's bag, and numbers with their deciles, as one block (N, F); none: []."""
-    rows = table.num_rows
+    """Return categories as bags of length 1, and numbers with their deciles, as one block (N, F); none: []."""
     parts = []
     for category in table.categories.values():
-        filled = (category.codes > 0).sum(1, keepdims=True).clip(1)
-        bags = np.zeros((rows + 1, len(category.values) + 1))
-        np.add.at(bags, (np.arange(rows + 1)[:, None], category.codes), 1.0)
-        parts.append((bags / filled**0.5)[1:, 1:])
+        bags = np.zeros((len(category.codes), len(category.values) + 1))
+        np.put_along_axis(bags, category.codes, 1.0, 1)
+        parts.append(_unit(torch.from_numpy(bags[1:, 1:])).numpy())
     for column in table.numbers[1:].T:
         bounds = np.unique(np.quantile(column, np.linspace(0, 1, _BINS + 1)[1:-1]))
         bins = np.searchsorted(bounds, column, side="right")
@@ -250,7 +254,7 @@ def _components(text: Tensor, number: int) -> Tensor:
     """Return the first principal components (N, F) of text vectors (N, D), the largest with a spread of 1."""
     left, spread, _ = torch.linalg.svd(text - text.mean(0), full_matrices=False)
     left, spread = left[:, :number], spread[:number]
-    return left * len(text) ** 0.5 * (spread / spread[0].clamp_min(torch.finfo(spread.dtype).tiny))
+    return torch.as_tensor(left * len(text) ** 0.5 * (spread / spread[0].clamp_min(torch.finfo(spread.dtype).tiny)))
 
 
 def _unit(table: Tensor) -> Tensor:

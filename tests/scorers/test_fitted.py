@@ -12,10 +12,12 @@ from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import Side, SideSizes
 from llmrs_lightning.scorers import (
     ALSScorer,
+    BayesianMFScorer,
     BiasScorer,
     EASEScorer,
     ItemKNNScorer,
     PopularityScorer,
+    RandomScorer,
     item_based,
     neighbours,
 )
@@ -25,11 +27,14 @@ from llmrs_lightning.scorers.fitted import Calibration, Content
 NUM_USERS, NUM_ITEMS = 30, 12
 MAKE = {
     "als": lambda: ALSScorer(factors=4, iterations=5),
+    "bayesian": lambda: BayesianMFScorer(3, samples=40, burn_in=20),
+    "bayesian, all pairs": lambda: BayesianMFScorer(3, "label", 5.0, text_components=2, samples=40, burn_in=20),
     "bias": lambda: BiasScorer("rating"),
     "ease": lambda: EASEScorer(2.0),
     "knn": lambda: ItemKNNScorer(4, 2.0),
     "knn by text": lambda: ItemKNNScorer(4, by="text"),
     "popularity": lambda: PopularityScorer(),
+    "random": lambda: RandomScorer(),
 }
 
 
@@ -154,7 +159,7 @@ def test_scores_do_not_lose_precision_under_autocast(make):
         assert torch.equal(scorer.grid(users, items), plain)
 
 
-@pytest.mark.parametrize("make", [lambda: BiasScorer("rating"), lambda: EASEScorer(value="rating")])
+@pytest.mark.parametrize("make", [MAKE["bias"], MAKE["bayesian"], lambda: EASEScorer(value="rating")])
 def test_ratings_that_are_not_known_are_refused(make):
     train = pairs(ratings())
     train.rating[3] = np.nan
@@ -279,6 +284,24 @@ def test_neighbours_by_text_are_those_with_the_nearest_vectors(monkeypatch):
     expected = nearest(TEXT.double().T.numpy(), x, 3, 0.0, cosine)
     used = x.any(1)
     np.testing.assert_allclose(raw(scorer)[1:, 1:][used], expected[used], rtol=1e-4, atol=1e-5)
+
+
+def test_an_item_without_training_rows_is_scored_by_its_text():
+    table = ratings()
+    table[:, 7] = 0  # as item 5, its row of the table is given, and its index is that of unknown items
+    scorer = fitted(ItemKNNScorer(3, by="text"), pairs(table)).eval()
+    expected = nearest(TEXT.double().T.numpy(), (table >= 4).astype(float), 3, 0.0, cosine)
+    used = np.flatnonzero((table >= 4).any(1))
+    users = side(used + 1)
+    cold = Side(torch.tensor([0, 0, 0]), torch.zeros(3, 0), row=torch.tensor([6, 8, 0]))
+    scores = scorer.calibration.spread * scorer.grid(users, cold)[..., 0] + scorer.calibration.center
+    np.testing.assert_allclose(scores[:, :2].detach(), expected[used][:, [5, 7]], rtol=1e-4, atol=1e-5)
+    assert (scores[:, 0] - scores[:, 1]).abs().max() > 0.1
+    assert torch.equal(scores[:, 2], scores[:1, 2].expand(len(used)))
+    pair = scorer(users[:3], cold) * scorer.calibration.spread + scorer.calibration.center
+    torch.testing.assert_close(pair[:, 0], scores[:3].diagonal(), rtol=1e-5, atol=1e-6)
+    by_interactions = fitted(ItemKNNScorer(3), pairs(table)).eval()
+    assert torch.equal(by_interactions.grid(users, cold), by_interactions.grid(users, side([0, 0, 0])))
 
 
 def test_neighbours_by_text_need_text_and_one_neighbour_at_least():

@@ -12,12 +12,14 @@ from transformers import AutoTokenizer
 
 import llmrs_lightning.scorers as package
 from llmrs_lightning.data.pairs import Pairs
+from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.data.tokens import TokenStore
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import PastSide, Side, SideSizes
 from llmrs_lightning.scorers import (
     ALSScorer,
     AttentionScorer,
+    BayesianMFScorer,
     BiasScorer,
     CaserScorer,
     CrossEncoderScorer,
@@ -33,6 +35,7 @@ from llmrs_lightning.scorers import (
     MFScorer,
     NRMSScorer,
     PopularityScorer,
+    RandomScorer,
     SASRecScorer,
     Scorer,
     SemanticScorer,
@@ -41,6 +44,7 @@ from llmrs_lightning.scorers import (
 )
 from llmrs_lightning.scorers.cross_encoder import join_pairs
 from llmrs_lightning.scorers.events import EventOptions
+from llmrs_lightning.scorers.fitted import Content
 
 USERS = SideSizes(num_ids=6, features=7, text=4, fields=(4, 2, 1))
 ITEMS = SideSizes(num_ids=9, features=5, text=4)
@@ -73,6 +77,7 @@ FACTORIES = {
         "ratings": lambda: BiasScorer("rating"),
     },
     PopularityScorer: {"default": lambda: PopularityScorer()},
+    RandomScorer: {"default": lambda: RandomScorer()},
     ItemKNNScorer: {
         "default": lambda: ItemKNNScorer(),
         "adjusted": lambda: ItemKNNScorer(2, similarity="adjusted", value="rating"),
@@ -83,6 +88,11 @@ FACTORIES = {
         "ratings": lambda: EASEScorer(1.0, "rating"),
     },
     ALSScorer: {"default": lambda: ALSScorer(factors=3)},
+    BayesianMFScorer: {
+        "ratings": lambda: BayesianMFScorer(3, samples=10, burn_in=5),
+        "all pairs": lambda: BayesianMFScorer(2, "label", 5.0, samples=10, burn_in=5),
+        "text": lambda: BayesianMFScorer(2, observed="neither", text_components=3, samples=10, burn_in=5),
+    },
     MFScorer: {
         "default": lambda: MFScorer(),
         "features": lambda: MFScorer(size=3, dropout=0.3, use_features=True),
@@ -193,7 +203,8 @@ class TestScorer:
         scorer = factory()
         scorer.build(USERS, ITEMS, num_outputs)
         if isinstance(scorer, FittedScorer):
-            scorer.fit(training_pairs(), torch.randn(ITEMS.num_ids, ITEMS.text))
+            text = torch.randn(ITEMS.num_ids, ITEMS.text)
+            scorer.fit(training_pairs(), Content(SideTable(USERS.num_ids), SideTable(ITEMS.num_ids), text))
         for parameter in scorer.parameters():  # so that nothing hides behind a weight that starts at 0 or 1
             torch.nn.init.normal_(parameter, std=0.5)
         return scorer
