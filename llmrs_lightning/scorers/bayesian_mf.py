@@ -73,7 +73,7 @@ class BayesianMFScorer(FittedScorer):
         observed: Literal["neither", "users", "items", "both"] = "both",
         text_components: int = 0,
         samples: int = 100,
-        burn_in: int = 30,
+        burn_in: int = 50,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def test_id_dropout_trains_the_unknown_slot():
     features = make(id_dropout=0.5)
     torch.manual_seed(0)
     rows = torch.arange(60) % 3 + 1
-    features(features.drop_ids(rows), rows, "user").sum().backward()
+    features(features.drop_ids(rows, "user"), rows, "user").sum().backward()
     gradient = features.sides["user"].ids.weight.grad
     assert (gradient.abs().sum(1) > 0).all()
 
