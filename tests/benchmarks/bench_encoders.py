@@ -1,6 +1,8 @@
-"""What each way of tuning costs: weights that learn, tokens a second, and seconds an epoch.
+"""What each way of tuning costs, or each size of encoder: weights that learn, tokens a second, and seconds an epoch.
 
-    python tests/benchmarks/bench_encoders.py [--model all-MiniLM-L6-v2] [--texts 1682] [--threads 1]
+    python tests/benchmarks/bench_encoders.py [--model all-MiniLM-L6-v2] [--texts 1682] [--threads 1] [--sizes]
+
+With `--sizes` the rows are encoders of usual sizes with random weights: what they cost does not depend on the weights.
 
 An epoch encodes each of some titles like MovieLens' once, in batches, and takes an AdamW step on a projection's output.
 Before the first epoch come states of resting layers or vectors, once for all epochs; `first` is what that takes. The
@@ -18,10 +20,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import BertConfig, BertModel
 
 from llmrs_lightning.data.tokens import TokenStore
 from llmrs_lightning.encoders import BiasOnly, Frozen, Full, LastLayers, LoRA, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.tuning import Tuning
+from llmrs_lightning.pretrained import load_tokenizer
 
 WORDS = [
     "Star",
@@ -48,6 +52,17 @@ WAYS: dict[str, tuple[Callable[[], Tuning], bool]] = {
     "LoRA, rank 8, last 2": (lambda: LoRA(layers=2), True),
     "bias only": (BiasOnly, True),
     "frozen": (Frozen, True),
+}
+
+
+SIZES = {  # layers, width, heads, words of the vocabulary
+    "BERT-tiny": (2, 128, 2, 30_522),
+    "BERT-mini": (4, 256, 4, 30_522),
+    "MiniLM-L6": (6, 384, 12, 30_522),
+    "BERT-small": (4, 512, 8, 30_522),
+    "DistilBERT's size": (6, 768, 12, 30_522),
+    "BERT-base": (12, 768, 12, 30_522),
+    "multilingual BERT-base": (12, 768, 12, 119_547),
 }
 
 
@@ -104,6 +119,16 @@ class Way:
         self.epochs.append(time.perf_counter() - start)
 
 
+def random_encoder(size: tuple[int, int, int, int], tokenizer: str, folder: str) -> str:
+    """Save a BERT of this size with random weights; return its folder."""
+    layers, width, heads, words = size
+    path = f"{folder}/{layers}-{width}-{words}"
+    config = BertConfig(words, width, layers, heads, 4 * width)
+    BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    load_tokenizer(tokenizer).save_pretrained(path)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="all-MiniLM-L6-v2")
@@ -111,6 +136,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--sizes", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
 
@@ -120,8 +146,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = TokenStore.build(titles(options.texts), options.model, 32, folder)
         ways = []
-        for name, (tuning, cache) in WAYS.items():
-            encoder = TextEncoder(options.model, projection=32, tuning=tuning(), cache_states=cache)
+        made = {name: (options.model, *way) for name, way in WAYS.items()}
+        if options.sizes:
+            made = {n: (random_encoder(s, options.model, folder), Full, False) for n, s in SIZES.items()}
+        for name, (model, tuning, cache) in made.items():
+            encoder = TextEncoder(model, projection=32, tuning=tuning(), cache_states=cache)
             encoder.build()
             own = tempfile.mkdtemp(dir=folder)  # else one would find the states of another
             ways.append(Way(name, encoder, store, options.batch, own))
@@ -131,13 +160,15 @@ def main() -> None:
                 way.epoch()
 
     tokens = int(store.lengths.sum())
+    what = "random weights" if options.sizes else options.model
     table = Table(
-        "way", title=f"{options.model}, {len(store):,} titles, {tokens:,} tokens, {options.threads} thread(s)"
+        "size" if options.sizes else "way",
+        title=f"{what}, {len(store):,} titles, {tokens:,} tokens, {options.threads} thread(s)",
     )
-    for heading in ("weights that learn", "share", "first, s", "tokens/s", "epoch, s", "x full"):
+    for heading in ("weights that learn", "share", "first, s", "tokens/s", "epoch, s", "x first row"):
         table.add_column(heading, justify="right")
-    total = sum(p.numel() for p in ways[0].encoder.backbones.parameters())
     for way in ways:
+        total = sum(p.numel() for p in way.encoder.backbones.parameters())
         learning = sum(p.numel() for p in way.encoder.backbones.parameters() if p.requires_grad)
         seconds = min(way.epochs)
         table.add_row(
