@@ -123,7 +123,13 @@ def random_encoder(size: tuple[int, int, int, int], tokenizer: str, folder: str)
     """Save a BERT of this size with random weights; return its folder."""
     layers, width, heads, words = size
     path = f"{folder}/{layers}-{width}-{words}"
-    config = BertConfig(words, width, layers, heads, 4 * width)
+    config = BertConfig(
+        vocab_size=words,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * width,
+    )
     BertModel(config, add_pooling_layer=False).save_pretrained(path)
     load_tokenizer(tokenizer).save_pretrained(path)
     return path
