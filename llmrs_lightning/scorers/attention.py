@@ -6,11 +6,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llmrs_lightning.features.combine import Side, SideSizes
 from llmrs_lightning.scorers.events import EventOptions, Events
 from llmrs_lightning.scorers.self_attention import AdditiveAttention
-from llmrs_lightning.scorers.sequence import SequenceScorer
+from llmrs_lightning.scorers.sequence import SequenceScorer, by_user
 
 _STEPS = 4  # from products to their weighted sum
 
@@ -77,17 +78,14 @@ class AttentionScorer(SequenceScorer):
         average = (torch.addcmul(logits, products, self.sharpness).softmax(1) * products).sum(1)
         return average, self.similarity.user((logits.softmax(1) * events.content).sum(1))[1]
 
-    def forward(self, user: Side, item: Side) -> Tensor:
-        """Score pairs, (B, C)."""
-        if self.query == "learned":
-            return super().forward(user, item)
-        vectors, item_bias = self._item(item)
-        average, user_bias = self._average(user, vectors.unsqueeze(-1))
-        return torch.as_tensor(self.similarity(average.squeeze(-1), user_bias, item_bias))
-
     def pairs(self, users: Side, items: Side, row: Tensor) -> Tensor:
-        """Score items with the users at `row`."""
-        return super().pairs(users, items, row) if self.query == "learned" else self(users[row], items)
+        """Score items with the users at `row`; each past is read once, and its products are taken user by user."""
+        if self.query == "learned":
+            return super().pairs(users, items, row)
+        vectors, item_bias = self._item(items)
+        cells, column = by_user(row, len(users))
+        average, user_bias = self._average(users, functional.embedding(cells, vectors).transpose(1, 2))
+        return torch.as_tensor(self.similarity(average[row, column], user_bias[row], item_bias))
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""

@@ -10,6 +10,7 @@ from llmrs_lightning.features.combine import Side, SideSizes
 from llmrs_lightning.scorers.base import Scorer
 from llmrs_lightning.scorers.dnn import Activation, DNNScorer
 from llmrs_lightning.scorers.events import EventOptions, EventVectors
+from llmrs_lightning.scorers.sequence import by_user
 
 _LAYERS = 4  # of a perceptron's width that are held at a time
 
@@ -69,10 +70,14 @@ class DINScorer(Scorer):
         return Side(items.index, torch.cat([items.features, vectors], -1))
 
     def forward(self, user: Side, item: Side) -> Tensor:
-        """Score pairs, (B, C): each user's grid of one item."""
-        vectors = self.events.candidate(item)
-        parts = self.deep.prepare_items(self._wide(item, vectors))
-        return self._score(user, vectors.unsqueeze(1), parts[0].unsqueeze(1)).squeeze(1)
+        """Score pairs, (B, C)."""
+        return self.pairs(user, item, torch.arange(len(user), device=user.index.device))
+
+    def pairs(self, users: Side, items: Side, row: Tensor) -> Tensor:
+        """Score items with the users at `row`: a grid of each user with the items of that user alone."""
+        cells, column = by_user(row, len(users))
+        own = (functional.embedding(cells, part) for part in self.prepare_items(items))
+        return self._score(users, *own)[row, column]
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
         """Return the items' vectors (N, H) and their part of the perceptron that scores (N, D)."""
@@ -84,21 +89,28 @@ class DINScorer(Scorer):
         return self._score(users, *prepared)
 
     def _score(self, users: Side, vectors: Tensor, parts: Tensor) -> Tensor:
-        """Score users with items that are each user's own, (B, N, H) and (B, N, D), or everyone's, without the B.
-
-        For item v, the hidden layer is (W_p e + W_v) v + W_e e + b: one product of matrices for all items, of which
-        each ends in a 1.
-        """
+        """Score users with items that are each user's own, (B, N, H) and (B, N, D), or everyone's, without the B."""
         events = self.events(users.past)
-        e = events.vectors
-        maps = e.unsqueeze(2) * self.product_part + self.item_part.weight
-        maps = torch.cat([maps, self.event_part(e).unsqueeze(-1)], -1)
-        hidden = (maps.flatten(1, 2) @ functional.pad(vectors, (0, 1), value=1.0).transpose(-1, -2)).relu_()
-        hidden = hidden.view(e.shape[0] * e.shape[1], self.attention_size, hidden.shape[-1])
-        weights = self.weight.weight.expand(len(hidden), -1, -1).bmm(hidden) + self.weight.bias
-        weights = weights.view(e.shape[0], e.shape[1], hidden.shape[-1])
-        interest = (weights * events.mask.unsqueeze(-1)).transpose(1, 2) @ self.interest_part(e)
+        e, of_event, of_item = events.vectors, self.event_part.weight, self.item_part.weight
+        if vectors.ndim == 3 and vectors.shape[1] < e.shape[1]:
+            weights = self._weights(vectors, e, of_item, of_event)
+        else:
+            weights = self._weights(e, vectors, of_event, of_item).transpose(1, 2)
+        interest = (weights * events.mask.unsqueeze(1)) @ self.interest_part(e)
         return self.deep.grid_chunk(users, (parts + interest,))
+
+    def _weights(self, x: Tensor, y: Tensor, of_x: Tensor, of_y: Tensor) -> Tensor:
+        """Weigh events with items, either of them x (B, K, H), the other y (B, M, H) or (M, H), as (B, K, M).
+
+        The hidden layer is (W_p x + W_y) y + W_x x + b: one product of matrices for all y of a user, of which each ends
+        in a 1, and a matrix for each x, so x are better few.
+        """
+        maps = x.unsqueeze(2) * self.product_part + of_y
+        maps = torch.cat([maps, functional.linear(x, of_x, self.event_part.bias).unsqueeze(-1)], -1)
+        hidden = (maps.flatten(1, 2) @ functional.pad(y, (0, 1), value=1.0).transpose(-1, -2)).relu_()
+        hidden = hidden.view(x.shape[0] * x.shape[1], self.attention_size, hidden.shape[-1])
+        weights = self.weight.weight.expand(len(hidden), -1, -1).bmm(hidden) + self.weight.bias
+        return weights.view(x.shape[0], x.shape[1], hidden.shape[-1])
 
     def grid_width(self, items: Side) -> int:
         """Return the values that the perceptrons hold for a user; a grid in small chunks stays near the processor."""

@@ -15,6 +15,26 @@ from llmrs_lightning.scorers.events import EventOptions, Events, EventVectors
 _LAYER_VALUES = 8  # values a column of an event that a layer holds at a time, roughly
 
 
+def by_user(row: Tensor, num_users: int) -> tuple[Tensor, Tensor]:
+    """Lay pairs out in a table with a row for each user, so that what each user did is read once.
+
+    Args:
+        row: (B,) row of the user of each pair, in any order.
+        num_users: P.
+
+    Returns:
+        The pair in each cell (P, M), M the most pairs of a user, and pair 0 in cells left over; the column (B,) of
+        each pair.
+    """
+    ordered, order = row.sort(stable=True)
+    place = torch.arange(len(row), device=row.device)
+    column = torch.empty_like(row)
+    column[order] = place - torch.searchsorted(ordered, ordered)
+    cells = row.new_zeros(num_users, int(column.max()) + 1 if len(row) else 0)
+    cells[row, column] = place
+    return cells, column
+
+
 class Similarity(nn.Module):
     """Score = scale * (user vector . item vector) + user bias + item bias + bias; scale and biases have C outputs.
 

@@ -188,6 +188,14 @@ def pairs_of(users, items):
     return users[row], items[column]
 
 
+def floats(side):
+    return side.features, side.text
+
+
+def with_floats(side, parts):
+    return replace(side, features=parts[0], text=parts[1])
+
+
 def values(grid):
     return grid.flatten(0, 1)
 
@@ -276,9 +284,28 @@ class TestScorer:
         alone = torch.cat([scorer(users[i : i + 1], items[i : i + 1]) for i in range(10)])
         torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.parametrize("most", [2, 12])
+    @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+    def test_pairs_score_and_teach_as_if_users_were_repeated(self, scorer, users, items, most, dtype, within):
+        scorer.eval().to(dtype)
+        count = torch.arange(11) * 5 % (most + 1)  # some users have no pair, and some more pairs than events
+        row = torch.arange(11).repeat_interleave(count)[torch.randperm(int(count.sum()))]
+        items = items[torch.arange(len(row)) * 3 % 10]
+        leaves = [t.to(dtype).requires_grad_() for t in (*floats(users), *floats(items), *floats(users.past.items))]
+        leaves += [p for p in scorer.parameters() if p.requires_grad]
+        past_items = with_floats(users.past.items, leaves[4:6])
+        past = replace(users.past, items=past_items, ratings=users.past.ratings.to(dtype))
+        users, items = replace(with_floats(users, leaves[:2]), past=past), with_floats(items, leaves[2:4])
+        scores = [scorer.pairs(users, items, row), scorer(users[row], items)]
+        torch.testing.assert_close(*scores, rtol=within, atol=within)
+        weights = torch.randn_like(scores[0]) / len(row)
+        found = [torch.autograd.grad((s * weights).sum(), leaves, allow_unused=True) for s in scores]
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=within, atol=within)
+
     def test_a_process_without_rows_gets_no_scores_and_a_gradient_of_zero(self, scorer, users, items, num_outputs):
-        scores = scorer(users[:0], items[:0])
-        assert scores.shape == (0, num_outputs)
+        scores = scorer.pairs(users[:0], items[:0], torch.zeros(0, dtype=torch.int64))
+        assert scores.shape == scorer(users[:0], items[:0]).shape == (0, num_outputs)
         assert scorer.grid(users[:0], items).shape == (0, 10, num_outputs)
         scores.sum().backward()
         learned = [p for p in scorer.parameters() if p.requires_grad]
