@@ -12,28 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from llmrs_lightning.data.cache import cache_folder, published
 from llmrs_lightning.data.tokens import Ids, TextBatch, TokenStore
 from llmrs_lightning.encoders.text import Side, TextEncoder
 from llmrs_lightning.errors import DataError
+from llmrs_lightning.modules import Stamp, evaluating, stamp
 
 _log = logging.getLogger(__name__)
 _TOLERANCE = 1e-4  # of vectors of about unit size; a wrong start is off by more than a tenth
-Stamp = int
-
-
-def stamp(*parts: nn.Module, resting: bool = False) -> Stamp:
-    """Return a number that changes whenever a parameter of `parts` is written to or replaced.
-
-    Args:
-        parts: The modules.
-        resting: Look only at parameters that do not learn.
-    """
-    parameters = (p for part in parts for p in part.parameters() if not (resting and p.requires_grad))
-    return hash(tuple((id(p), p._version, p.device) for p in parameters))
 
 
 @dataclass
@@ -148,9 +137,8 @@ class TextStates:
         texts, found = self.store.batch(numbers).to(device), []
         rows = np.empty_like(numbers)
         rows[texts.position.cpu().numpy()] = numbers
-        start, training = 0, self.encoder.training
-        self.encoder.eval()
-        with torch.autocast(device.type, enabled=False):  # full precision costs little once
+        start = 0
+        with evaluating(self.encoder), torch.autocast(device.type, enabled=False):  # full precision costs little once
             for ids, mask in zip(texts.input_ids, texts.attention_mask, strict=True):
                 if depth == anatomy.depth:
                     states = backbone(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -161,24 +149,20 @@ class TextStates:
                 bucket = rows[start : start + len(ids)]
                 found.append((bucket, states.float().cpu().numpy(), mask.bool().cpu().numpy()))
                 start += len(ids)
-        self.encoder.train(training)
         return found
 
     @torch.no_grad()
     def _exact(self) -> bool:
         """Try it: vectors of a few texts through states, against those of the whole model."""
         some = np.unique(np.linspace(0, len(self.store) - 1, 8).astype(np.int64))
-        training = self.encoder.training
-        self.encoder.eval()
-        same = []
-        with torch.autocast(next(self.encoder.parameters()).device.type, enabled=False):
+        device, same = next(self.encoder.parameters()).device, []
+        with evaluating(self.encoder), torch.autocast(device.type, enabled=False):
             for tower in self.encoder.backbones:
                 side: Side = "item" if tower == "item" else "user"
-                texts = self.store.batch(some).to(next(self.encoder.parameters()).device)
-                below = [torch.from_numpy(f).to(texts.position.device) for _, f, _ in self._run(tower, some)]
+                texts = self.store.batch(some).to(device)
+                below = [torch.from_numpy(f).to(device) for _, f, _ in self._run(tower, some)]
                 whole, started = self.encoder.pooled(texts, side), self.encoder.pooled(texts, side, below)
                 same.append(torch.allclose(whole, started, rtol=_TOLERANCE, atol=_TOLERANCE))
-        self.encoder.train(training)
         return all(same)
 
     def _fingerprint(self, tower: str) -> str:

@@ -10,8 +10,9 @@ from tqdm.auto import tqdm
 
 from llmrs_lightning.data.tokens import Ids, TokenStore
 from llmrs_lightning.encoders.projection import Whitening
-from llmrs_lightning.encoders.states import Stamp, TextStates, stamp
+from llmrs_lightning.encoders.states import TextStates
 from llmrs_lightning.encoders.text import Side, TextEncoder
+from llmrs_lightning.modules import Stamp, evaluating, stamp
 
 
 class TextVectors:
@@ -67,12 +68,10 @@ class TextVectors:
 
     @torch.no_grad()
     def _encode(self, side: Side, numbers: Ids, pooled: Tensor) -> None:
-        training = self.encoder.training
-        self.encoder.eval()
-        with tqdm(total=len(numbers), desc=f"encode {side} texts", unit="text", delay=3, leave=False) as bar:
+        bar = tqdm(total=len(numbers), desc=f"encode {side} texts", unit="text", delay=3, leave=False)
+        with evaluating(self.encoder), bar:
             for chunk in self.store.chunks(numbers):
                 texts, rows = self.store.batch(chunk).to(pooled.device), torch.from_numpy(chunk).to(pooled.device)
                 below = self.states(side, rows, texts) if self.states is not None else None
                 pooled[rows] = self.encoder.pooled(texts, side, below).to(pooled.dtype)
                 bar.update(len(chunk))
-        self.encoder.train(training)

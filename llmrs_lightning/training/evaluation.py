@@ -28,6 +28,7 @@ SliceResult = dict[str, Any]
 
 FUSED = "fused"
 PROBABILITY, RATING, RATING_CLASS, LOSS = "probability", "rating", "rating_class", "loss"
+PREDICTIONS = (PROBABILITY, RATING, RATING_CLASS)  # methods of a loss, and columns of a prediction table
 MONITOR = "val/monitor"
 LOWER_IS_BETTER = frozenset({"loss", "log_loss", "mae", "rmse"})
 

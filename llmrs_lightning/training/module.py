@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -15,29 +14,34 @@ from torch.nn.parallel import DistributedDataParallel
 
 from llmrs_lightning.data.collate import RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
-from llmrs_lightning.data.negatives import HardNegatives, Negatives
+from llmrs_lightning.data.negatives import HardNegatives
 from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
-from llmrs_lightning.encoders.states import stamp
 from llmrs_lightning.encoders.tuning import EVER
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.errors import DataError
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
 from llmrs_lightning.metrics.slices import Slices
+from llmrs_lightning.modules import evaluating, stamp
 from llmrs_lightning.scorers import CrossEncoderScorer, FittedScorer, Scorer
 from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.scorers.fitted import Content
+from llmrs_lightning.training.checks import (
+    check_augmentation,
+    check_distributed,
+    check_inputs,
+    check_members,
+    check_negatives,
+)
 from llmrs_lightning.training.evaluation import (
     FUSED,
     LOSS,
     LOWER_IS_BETTER,
     MONITOR,
-    PROBABILITY,
-    RATING,
-    RATING_CLASS,
+    PREDICTIONS,
     Evaluation,
     Results,
     SliceResult,
@@ -47,7 +51,6 @@ from llmrs_lightning.training.evaluation import (
 from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss, Truth
 from llmrs_lightning.training.optim import Optimization
 
-PREDICTIONS = (PROBABILITY, RATING, RATING_CLASS)  # methods of a loss, and columns of a prediction table
 SIDES: tuple[SideName, SideName] = ("user", "item")
 
 
@@ -66,7 +69,8 @@ class JointRecommender(pl.LightningModule):
         frozen_epochs: First epochs in which the language model rests and its vectors are computed once; the scorers
             start from there at the price of a few seconds an epoch.
         ks: Cut-offs of the ranking metrics.
-        ranking: Rank the whole catalogue in validation and test; false evaluates pairs only.
+        ranking: Rank the whole catalogue in validation and test, or the part of it that `data.candidates` asks for;
+            false evaluates pairs only.
         monitor: Validation metric that early stopping and the best checkpoint follow.
     """
 
@@ -86,22 +90,7 @@ class JointRecommender(pl.LightningModule):
         monitor: str = "auc",
     ) -> None:
         super().__init__()
-        reserved = {FUSED, *baselines()}
-        if not scorers or reserved & set(scorers) or not all(n.isidentifier() for n in scorers):
-            raise ConfigError(
-                "the members cannot be named so",
-                where="model.scorers",
-                found=listing(scorers),
-                allowed=f"one or more names of letters, digits and _, other than {listing(sorted(reserved))}",
-            )
-        if ranking and not all(s.has_grid for s in scorers.values()):
-            pairs_only = [name for name, s in scorers.items() if not s.has_grid]
-            raise ConfigError(
-                f"{listing(pairs_only)} can score pairs but not rank a whole catalogue",
-                where="model.ranking",
-                found="true",
-                fix="set model.ranking to false",
-            )
+        check_members(scorers, ranking)
         self.scorers = nn.ModuleDict(scorers)
         self.encoder, self.behaviour, self.combine = encoder, behaviour, combine or Combine()
         self.fusion, self.loss = fusion or WeightedAverage(), loss or BinaryCrossEntropy()
@@ -124,13 +113,21 @@ class JointRecommender(pl.LightningModule):
         """Take the sizes of the data from the data module."""
         data = self._data
         data.setup(stage)
-        self.check_negatives(data.negatives)
+        check_negatives(self.loss, data.negatives)
         data.ranking = self.ranking
         self.spec = data.spec
         if stage == "fit" and self.encoder is not None:
             self.encoder.rest(EVER)  # the optimiser takes all that will ever learn
         if stage == "fit" and self.trainer.world_size > 1:
-            self._check_distributed()
+            check_distributed(self.trainer)
+            self._expect_rest()
+
+    def _expect_rest(self) -> None:
+        """Tell DDP not to wait for the gradients of what rests in the first epochs."""
+        tuning = self.encoder.tuning if self.encoder else Frozen()
+        changes = isinstance(tuning, GradualUnfreezing) or (self.frozen_epochs > 0 and not isinstance(tuning, Frozen))
+        if changes and isinstance(self.trainer.strategy, DDPStrategy):
+            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     def configure_model(self) -> None:
         """Make all layers, now that the sizes are known; a second call does nothing."""
@@ -138,50 +135,26 @@ class JointRecommender(pl.LightningModule):
             return
         assert self.spec is not None
         spec = self.spec
+        check_inputs(spec, self.members, self.encoder, self.behaviour, self.loss)
         if self.encoder is not None:
-            if spec.texts is None:
-                raise ConfigError(
-                    "the model has a text encoder, and the data have no tokens",
-                    where="data.tokenizer",
-                    fix=f"set it to the encoder's model, {self.encoder.pretrained}",
-                )
+            assert spec.texts is not None
             self.encoder.build(int(spec.texts.lengths.max(initial=0)))
             if spec.augments_texts:
-                self._check_augmentation(self.encoder)
+                check_augmentation(self.encoder, self.frozen_epochs)
             self._states = TextStates(self.encoder, spec.texts)
             self._vectors = TextVectors(self.encoder, spec.texts, self._states)
-        if self.needs_tokens and len(spec.text_sides) < len(SIDES):
-            raise ConfigError(
-                "a scorer reads the tokens of users and items, and one of them has no text",
-                where="data.user_text and data.item_text",
-                found=f"texts of {listing(spec.text_sides) or 'neither'}",
-                fix="give both a template",
-            )
-        readers = [name for name, scorer in self.members.items() if scorer.needs_past]
-        readers += ["behaviour.history_size"] if self.behaviour and self.behaviour.history_size else []
-        if readers and not spec.has_history:
-            raise ConfigError(
-                f"{listing(readers)} read histories, and the data give none",
-                where="data.history",
-                found="0",
-                fix="set it to the events that a user's past may hold, such as 50; it needs schema.timestamp",
-            )
         if self.behaviour is not None:
             self.behaviour.build(spec.users, spec.items)
-        blocks: dict[str, list[int]] = {side: self._widths(side) for side in SIDES}
-        self.combine.build(blocks)
-        user, item = (
-            SideSizes(table.num_rows, sum(blocks[side]), sum(self._text_width(side)), self._fields(side))
-            for side, table in zip(SIDES, (spec.users, spec.items), strict=True)
-        )
-        if spec.has_negatives and self.loss.needs_rating:
-            raise ConfigError(
-                f"{type(self.loss).__name__} learns from ratings, and drawn negatives have none",
-                where="data.negatives",
-                fix="set it to null, or use BinaryCrossEntropy, or MultiTask for both",
-            )
-        for side in SIDES:
+        blocks: dict[str, list[int]] = {}
+        sizes: list[SideSizes] = []
+        for side, table in zip(SIDES, (spec.users, spec.items), strict=True):
+            text = [self.encoder.output_size] if self.encoder and side in spec.text_sides else []
+            fields = self.behaviour.widths(side) if self.behaviour else []
+            blocks[side] = [width for width in (*text, sum(fields)) if width]
+            sizes.append(SideSizes(table.num_rows, sum(blocks[side]), sum(text), (*text, *fields)))
             self.register_buffer(f"{side}_rows", torch.from_numpy(spec.trained_rows(side)), persistent=False)
+        self.combine.build(blocks)
+        user, item = sizes
         self.loss.build(spec.targets, spec.items.num_rows)
         for scorer in self.members.values():
             scorer.build(user, item, self.loss.num_outputs)
@@ -209,70 +182,6 @@ class JointRecommender(pl.LightningModule):
         """The pretrained parts, which have their own learning rate."""
         encoders: list[nn.Module] = list(self.encoder.backbones.values()) if self.encoder else []
         return encoders + [s.backbone for s in self.members.values() if isinstance(s, CrossEncoderScorer)]
-
-    def _text_width(self, side: SideName) -> list[int]:
-        assert self.spec is not None
-        return [self.encoder.output_size] if self.encoder and side in self.spec.text_sides else []
-
-    def _widths(self, side: SideName) -> list[int]:
-        behaviour = [self.behaviour.output_size(side)] if self.behaviour else []
-        return [width for width in self._text_width(side) + behaviour if width]
-
-    def _fields(self, side: SideName) -> tuple[int, ...]:
-        behaviour = self.behaviour.widths(side) if self.behaviour else []
-        return (*self._text_width(side), *behaviour)
-
-    def check_negatives(self, negatives: Negatives | None) -> None:
-        """Check that the loss can do with the negatives of the data.
-
-        Raises:
-            ConfigError: If it cannot.
-        """
-        name = type(self.loss).__name__
-        if negatives is None and self.loss.needs_negatives:
-            raise ConfigError(
-                f"{name} compares rows with negatives that are drawn for them, and none are",
-                where="data.negatives",
-                found="null",
-                fix="set it, such as to UniformNegatives, or use another loss",
-            )
-        if negatives is not None and negatives.log_q is not None and not self.loss.corrects:
-            raise ConfigError(
-                f"{name} does not define what a logQ correction means",
-                where="data.negatives, correct",
-                found="true",
-                fix="set it to false, or use BinaryCrossEntropy or SampledSoftmax",
-            )
-
-    def _check_augmentation(self, encoder: TextEncoder) -> None:
-        if isinstance(encoder.tuning, Frozen):
-            raise ConfigError(
-                "the vectors of a frozen encoder are computed once, so its texts cannot vary",
-                where="data.augmentation",
-                fix="set it to null, or model.encoder.tuning to another class",
-            )
-        depth = next(iter(encoder.anatomies.values())).depth
-        some_rest = encoder.tuning.resting(depth, 0) or (self.frozen_epochs and encoder.learns_pooling)
-        if encoder.cache_states and some_rest:
-            raise ConfigError(
-                "the states of the layers that rest are computed once, so the texts cannot vary",
-                where="data.augmentation",
-                fix="set it to null, or model.encoder.cache_states to false",
-            )
-
-    def _check_distributed(self) -> None:
-        if self.trainer._accelerator_connector.use_distributed_sampler:
-            raise ConfigError(
-                "Lightning would replace the batch order, repeat rows and change metrics",
-                where="trainer.use_distributed_sampler",
-                found="true",
-                fix="set it to false; the loaders share rows out themselves",
-            )
-        tuning = self.encoder.tuning if self.encoder else Frozen()
-        changes = isinstance(tuning, GradualUnfreezing) or (self.frozen_epochs > 0 and not isinstance(tuning, Frozen))
-        if changes and isinstance(self.trainer.strategy, DDPStrategy):
-            # else DDP waits for the gradients of what rests in the first epochs
-            self.trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
 
     # ---- from batch to outputs
 
@@ -383,7 +292,7 @@ class JointRecommender(pl.LightningModule):
         waiting = [scorer for scorer in self._fitted.values() if not scorer.is_fitted]
         text = None
         if any(scorer.needs_item_text for scorer in waiting):
-            with _evaluating(self):
+            with evaluating(self):
                 vectors = self.catalogue(data, "train").text
             text = None if vectors is None else vectors.float().cpu()
         for scorer in waiting:
@@ -407,7 +316,7 @@ class JointRecommender(pl.LightningModule):
             return  # an untrained model knows no hard items
         if self.current_epoch % negatives.every == 0:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            with _evaluating(self):
+            with evaluating(self):
                 negatives.refresh(lambda users: self._score_all(data, users), (rank, world_size), self._over_processes)
 
     @torch.no_grad()
@@ -542,18 +451,6 @@ class JointRecommender(pl.LightningModule):
                 if name != LOSS:
                     columns[system if name == "score" else f"{system}_{name}"] = value.float().cpu()
         return columns
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put every part into evaluation mode, and back into its own."""
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes.items():
-            part.training = training
 
 
 def _unbucket(texts: TextBatch) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.errors import ConfigError, LLMRSError, listing
+from llmrs_lightning.training.checks import check_negatives
 from llmrs_lightning.training.config import RecCLI
 from llmrs_lightning.training.evaluation import FUSED, Evaluation
 from llmrs_lightning.training.module import JointRecommender
@@ -22,7 +23,7 @@ def prepare(cli: RecCLI) -> tuple[JointRecommender, RecDataModule]:
     data.setup()
     module.spec = data.spec
     try:
-        module.check_negatives(data.negatives)
+        check_negatives(module.loss, data.negatives)
         module.configure_model()
     except LLMRSError:
         raise

@@ -1,0 +1,123 @@
+"""Do the parts of a model go together with each other, the data and the trainer? A ConfigError says what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytorch_lightning as pl
+
+from llmrs_lightning.data.negatives import Negatives
+from llmrs_lightning.data.spec import DataSpec
+from llmrs_lightning.encoders import Frozen, TextEncoder
+from llmrs_lightning.errors import ConfigError, listing
+from llmrs_lightning.features import BehaviourFeatures
+from llmrs_lightning.scorers import Scorer
+from llmrs_lightning.scorers.baselines import baselines
+from llmrs_lightning.training.evaluation import FUSED
+from llmrs_lightning.training.losses import Loss
+
+
+def check_members(scorers: Mapping[str, Scorer], ranking: bool) -> None:
+    """Check the names of the members, and that all can rank if that is asked."""
+    reserved = {FUSED, *baselines()}
+    if not scorers or reserved & set(scorers) or not all(n.isidentifier() for n in scorers):
+        raise ConfigError(
+            "the members cannot be named so",
+            where="model.scorers",
+            found=listing(scorers),
+            allowed=f"one or more names of letters, digits and _, other than {listing(sorted(reserved))}",
+        )
+    if ranking and not all(s.has_grid for s in scorers.values()):
+        pairs_only = [name for name, s in scorers.items() if not s.has_grid]
+        raise ConfigError(
+            f"{listing(pairs_only)} can score pairs but not rank a whole catalogue",
+            where="model.ranking",
+            found="true",
+            fix="set model.ranking to false",
+        )
+
+
+def check_negatives(loss: Loss, negatives: Negatives | None) -> None:
+    """Check that the loss can do with the negatives of the data."""
+    name = type(loss).__name__
+    if negatives is None and loss.needs_negatives:
+        raise ConfigError(
+            f"{name} compares rows with negatives that are drawn for them, and none are",
+            where="data.negatives",
+            found="null",
+            fix="set it, such as to UniformNegatives, or use another loss",
+        )
+    if negatives is not None and negatives.log_q is not None and not loss.corrects:
+        raise ConfigError(
+            f"{name} does not define what a logQ correction means",
+            where="data.negatives, correct",
+            found="true",
+            fix="set it to false, or use BinaryCrossEntropy or SampledSoftmax",
+        )
+
+
+def check_inputs(
+    spec: DataSpec,
+    members: Mapping[str, Scorer],
+    encoder: TextEncoder | None,
+    behaviour: BehaviourFeatures | None,
+    loss: Loss,
+) -> None:
+    """Check that the data give what encoder, members, features and loss read: tokens, texts, histories, ratings."""
+    if encoder is not None and spec.texts is None:
+        raise ConfigError(
+            "the model has a text encoder, and the data have no tokens",
+            where="data.tokenizer",
+            fix=f"set it to the encoder's model, {encoder.pretrained}",
+        )
+    if any(scorer.needs_tokens for scorer in members.values()) and not {"user", "item"} <= set(spec.text_sides):
+        raise ConfigError(
+            "a scorer reads the tokens of users and items, and one of them has no text",
+            where="data.user_text and data.item_text",
+            found=f"texts of {listing(spec.text_sides) or 'neither'}",
+            fix="give both a template",
+        )
+    readers = [name for name, scorer in members.items() if scorer.needs_past]
+    readers += ["behaviour.history_size"] if behaviour and behaviour.history_size else []
+    if readers and not spec.has_history:
+        raise ConfigError(
+            f"{listing(readers)} read histories, and the data give none",
+            where="data.history",
+            found="0",
+            fix="set it to the events that a user's past may hold, such as 50; it needs schema.timestamp",
+        )
+    if spec.has_negatives and loss.needs_rating:
+        raise ConfigError(
+            f"{type(loss).__name__} learns from ratings, and drawn negatives have none",
+            where="data.negatives",
+            fix="set it to null, or use BinaryCrossEntropy, or MultiTask for both",
+        )
+
+
+def check_augmentation(encoder: TextEncoder, frozen_epochs: int) -> None:
+    """Check that nothing of what a built encoder reads is computed once, so that texts may vary."""
+    if isinstance(encoder.tuning, Frozen):
+        raise ConfigError(
+            "the vectors of a frozen encoder are computed once, so its texts cannot vary",
+            where="data.augmentation",
+            fix="set it to null, or model.encoder.tuning to another class",
+        )
+    depth = next(iter(encoder.anatomies.values())).depth
+    some_rest = encoder.tuning.resting(depth, 0) or (frozen_epochs and encoder.learns_pooling)
+    if encoder.cache_states and some_rest:
+        raise ConfigError(
+            "the states of the layers that rest are computed once, so the texts cannot vary",
+            where="data.augmentation",
+            fix="set it to null, or model.encoder.cache_states to false",
+        )
+
+
+def check_distributed(trainer: pl.Trainer) -> None:
+    """Check that several processes share rows as the loaders share them out."""
+    if trainer._accelerator_connector.use_distributed_sampler:
+        raise ConfigError(
+            "Lightning would replace the batch order, repeat rows and change metrics",
+            where="trainer.use_distributed_sampler",
+            found="true",
+            fix="set it to false; the loaders share rows out themselves",
+        )
