@@ -25,7 +25,7 @@ from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.training.callbacks import make_callbacks
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
-from llmrs_lightning.training.load import load_weights, restore
+from llmrs_lightning.training.load import load_weights, open_run
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.prepare import check_monitor, prepare
@@ -332,9 +332,7 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
 
 
 def _open(path: str, overrides: Sequence[str], **options: Any) -> tuple[RecCLI, RunDirectory, Any]:
-    run = RunDirectory.open(path)
-    cli = restore(run, overrides)
-    load_weights(prepare(cli)[0], run)
+    cli, run = open_run(path, overrides)
     return cli, run, cli.make_trainer(logger=False, callbacks=[], enable_checkpointing=False, **options)
 
 

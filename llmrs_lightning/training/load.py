@@ -57,9 +57,15 @@ def load_weights(module: JointRecommender, run: RunDirectory) -> int:
         ) from error
 
 
+def open_run(path: str, overrides: Sequence[str] = ()) -> tuple[RecCLI, RunDirectory]:
+    """Build what a run directory describes, as `restore` does, with the weights of its best epoch."""
+    run = RunDirectory.open(path)
+    cli = restore(run, overrides)
+    load_weights(prepare(cli)[0], run)
+    return cli, run
+
+
 def load_run(path: str) -> tuple[JointRecommender, RecDataModule]:
     """Return the trained model of a run directory, in evaluation mode, and its data."""
-    run = RunDirectory.open(path)
-    module, data = prepare(restore(run))
-    load_weights(module, run)
-    return module.eval(), data
+    cli, _ = open_run(path)
+    return cli.model.eval(), cli.datamodule
