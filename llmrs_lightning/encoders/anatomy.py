@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llmrs_lightning.modules import evaluating
+
 
 @dataclass
 class Anatomy:
@@ -63,11 +65,8 @@ class Anatomy:
             size = int(backbone.config.vocab_size)
             device = next(backbone.parameters()).device
             ids = torch.tensor([[size - 1, size - 2], [size - 1, size - 3]], device=device)
-            modes = {module: module.training for module in backbone.modules()}
-            backbone.eval()
-            found = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
-            for module, training in modes.items():
-                module.training = training
+            with evaluating(backbone):
+                found = backbone(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True)
         states = found.last_hidden_state
         inputs, output = calls[0] if calls else ((None,), None)
         above: set[str] = set()

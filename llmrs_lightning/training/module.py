@@ -35,6 +35,7 @@ from llmrs_lightning.training.checks import (
     check_inputs,
     check_members,
     check_negatives,
+    warn_of_unknown,
 )
 from llmrs_lightning.training.evaluation import (
     FUSED,
@@ -116,6 +117,8 @@ class JointRecommender(pl.LightningModule):
         check_negatives(self.loss, data.negatives)
         data.ranking = self.ranking
         self.spec = data.spec
+        if stage == "fit":
+            warn_of_unknown(data.splitter.cold, data.spec, self.members, self.encoder, self.behaviour)
         if stage == "fit" and self.encoder is not None:
             self.encoder.rest(EVER)  # the optimiser takes all that will ever learn
         if stage == "fit" and self.trainer.world_size > 1:
