@@ -208,6 +208,13 @@ def test_cross_entropy_over_ratings_is_minus_the_log_of_the_class(positive_from)
     torch.testing.assert_close(loss.rating(outputs), p @ torch.tensor(VALUES))
 
 
+def test_rating_cross_entropy_tells_very_sure_pairs_apart():
+    loss, outputs = build(RatingCrossEntropy), torch.tensor([[0.0, 0, 0, 0, 40], [0.0, 0, 0, 0, 60]])
+    assert loss.probability(outputs)[0] == loss.probability(outputs)[1] == 1
+    assert loss.score(outputs)[0] < loss.score(outputs)[1]
+    assert torch.allclose(loss.score(torch.eye(5)).sigmoid(), loss.probability(torch.eye(5)))
+
+
 @pytest.mark.parametrize("positive_from", [0.5, 5.5])
 def test_cross_entropy_over_ratings_ranks_by_the_rating_where_one_label_is_all(positive_from):
     loss, outputs = build(RatingCrossEntropy, positive_from=positive_from), torch.randn(10, 5)

@@ -41,7 +41,7 @@ class MeanSquaredError(Loss):
 
 
 class RatingCrossEntropy(Loss):
-    """Cross-entropy over rating classes; the score is the probability of the positive ones together.
+    """Cross-entropy over rating classes; the score is the log-odds of the positive ones together.
 
     Requirements:
         Ratings of few distinct values.
@@ -68,9 +68,14 @@ class RatingCrossEntropy(Loss):
         return functional.cross_entropy(outputs, _classes(truth.rating, self.get_buffer("values")), reduction="none")
 
     def score(self, outputs: Tensor) -> Tensor:
-        """Return the probability of a positive; the expected rating if all classes or none are positive."""
+        """Return the log-odds of a positive; the expected rating if all classes or none are positive.
+
+        A probability near 1 would tie pairs that log-odds still tell apart.
+        """
         positive = self.get_buffer("positive")
-        return self.probability(outputs) if positive.any() and not positive.all() else self.rating(outputs)
+        if positive.all() or not positive.any():
+            return self.rating(outputs)
+        return outputs[..., positive].logsumexp(-1) - outputs[..., ~positive].logsumexp(-1)
 
     def probability(self, outputs: Tensor) -> Tensor:
         """Return the probability of the positive classes together."""
