@@ -24,7 +24,7 @@ class BehaviourFeatures(nn.Module):
         use_numbers: Append the standardised number columns.
         id_dropout: Share of training rows whose id is replaced by the unknown one.
         item_id_dropout: The same for items, if it shall differ: half and more where new items are to be scored, so that
-            their text and categories learn to stand alone; null for `id_dropout`.
+            their text and categories learn to stand alone; 1 leaves ids out of evaluation too. null for `id_dropout`.
         history_size: Width of the mean embedding of the items in a user's past, beside the user's other features
             (Koren, 2008, the implicit part of SVD++); needs `data.history`. 0 leaves the past out.
     """
@@ -62,8 +62,10 @@ class BehaviourFeatures(nn.Module):
         return sum(self.widths(side))
 
     def drop_ids(self, index: Tensor, side: str) -> Tensor:
-        """Replace a share of `index` (B,) by 0 while training."""
+        """Replace a share of `index` (B,) by 0 while training; all of it for good if no id is ever learned."""
         share = self.id_dropout[side]
+        if share >= 1:
+            return torch.zeros_like(index)
         if not self.training or share == 0:
             return index
         return index.masked_fill(torch.rand(index.shape, device=index.device) < share, 0)

@@ -34,6 +34,8 @@ class BayesianMFScorer(FittedScorer):
 
     In training a pair is scored as if it had been left out (with `alpha`, as if it were one of the others), by weighing
     the samples with the inverse of its likelihood (Gelfand, 1996, Model determination using sampling-based methods).
+    That holds roughly: the larger `alpha`, the fewer the rows, and where `observed` pairs are known to the priors, the
+    better a training pair still looks than it should.
 
     Requirements:
         Ratings for `value: rating`; a text encoder for `text_components`. `observed` takes a table of users x items.
@@ -123,6 +125,8 @@ class BayesianMFScorer(FittedScorer):
         mean = float(fitted.value.mean()) if self.alpha is None and len(fitted.value) else 0.0
         chain = _Chain(self, fitted._replace(value=fitted.value - mean), self._priors(content, observed))
         left_out, weights = torch.zeros(2, len(fitted.value), dtype=torch.float64)
+        self.user_bias.zero_()
+        self.item_bias.zero_()
         for sample in tqdm(range(-self.burn_in, self.samples), desc="sample factors", delay=3, leave=False):
             chain.step()
             if sample < 0:
@@ -149,6 +153,10 @@ class BayesianMFScorer(FittedScorer):
             table[observed.user - 1, observed.item - 1] = 1.0
             users += [_unit(table)] if self.observed in ("users", "both") else []
             items += [_unit(table.T)] if self.observed in ("items", "both") else []
+        widest = max((block.shape[1] for block in users + items), default=0)
+        if widest**2 > _MOST_CELLS:
+            found = f"{widest:,} columns"
+            _refuse("priors take a table of columns x columns", "categories", found, f"up to {_MOST_CELLS**0.5:,.0f}")
         return [users, items]
 
     def pair_scores(self, user: Tensor, item: Tensor) -> Tensor:
@@ -233,7 +241,7 @@ class _Chain:
         users, items = self.sides
         drawn = torch.where(self.known[0].unsqueeze(1), users.drawn, users.expected)
         for rows, vectors in ((users, drawn), (items, items.expected)):
-            yield torch.cat([rows.center.unsqueeze(0), vectors])
+            yield torch.cat([(rows.center + rows.linked().mean(0)).unsqueeze(0), vectors])
 
 
 def _columns(table: SideTable) -> list[Tensor]:

@@ -114,7 +114,9 @@ class FittedScorer(Scorer):
     training rows unless the scorer knows their content.
 
     What was fitted to a pair has seen its label, so in training an observed pair is scored as if it had been left out,
-    as far as a class says; else calibration and fusion would trust the scorer too much.
+    as far as a class says; else calibration and fusion would trust the scorer too much. Calibration and fusion are
+    learned on pairs of known users and items all the same, and trust it as if all were known. Id dropout hides ids from
+    members that do not know the content, and not from those that do.
 
     Attributes:
         needs_item_text: `fit` reads the text vectors of the items.
@@ -151,14 +153,14 @@ class FittedScorer(Scorer):
             ConfigError: If the data lack what is needed.
         """
         device = self.fitted.device
-        self.cpu()
+        _move_buffers(self, torch.device("cpu"))
         observed = self._fit(train, content)
         step = -(-len(observed.user) // _CALIBRATED_CELLS)
         user, item = observed.user[:: step or 1], observed.item[:: step or 1]
         chunks = [slice(i, i + _CHUNK) for i in range(0, max(len(user), 1), _CHUNK)]
         self.calibration.fit(torch.cat([self._pairs(user[c], item[c], left_out=True) for c in chunks]))
         self.fitted.fill_(True)
-        self.to(device)
+        _move_buffers(self, device)
 
     @abstractmethod
     def _fit(self, train: Pairs, content: Content) -> Observed:
@@ -206,6 +208,13 @@ class FittedScorer(Scorer):
     def grid_width(self, items: Side) -> int:
         """Return the rows of all items, and the outputs of those that are asked for."""
         return 2 * (self.num_items + 1) + len(items) * self.num_outputs
+
+
+def _move_buffers(module: nn.Module, device: torch.device) -> None:
+    """Move what is fitted; a parameter that moved would lose the hooks by which processes share its gradient."""
+    for part in module.modules():
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, buffer.to(device))
 
 
 def _take_shapes(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -56,7 +56,7 @@ class Rows:
     Attributes:
         drawn: (N, W) the vectors of this round.
         expected: (N, W) their means given all else.
-        center: (W,) mean of the prior of a row of which nothing is known.
+        center: (W,) mean of the prior of a row whose blocks are 0.
     """
 
     def __init__(self, num_rows: int, width: int, blocks: Sequence[Tensor], noise: Noise) -> None:
@@ -69,7 +69,8 @@ class Rows:
         self.center = self.drawn.new_zeros(width)
         self.precision = 10.0 * torch.eye(width, dtype=torch.float64)
 
-    def _linked(self) -> Tensor:
+    def linked(self) -> Tensor:
+        """Return what is known of each row times the links, (N, W)."""
         parts = (block @ link for block, link in zip(self.blocks, self.links, strict=True))
         return sum(parts, torch.zeros_like(self.drawn))
 
@@ -79,7 +80,7 @@ class Rows:
         spread = torch.linalg.cholesky(torch.linalg.inv(self.precision)).T
         for i, (block, gram) in enumerate(zip(self.blocks, self.grams, strict=True)):
             strength, columns = self.link_precisions[i], len(gram)
-            left = self.drawn - self.center - self._linked() + block @ self.links[i]
+            left = self.drawn - self.center - self.linked() + block @ self.links[i]
             target = block.T @ (left + self.noise.normal(*left.shape) @ spread)
             target += strength.sqrt() * self.noise.normal(columns, width) @ spread
             root = torch.linalg.cholesky(gram + strength * torch.eye(columns, dtype=torch.float64))
@@ -87,7 +88,7 @@ class Rows:
             self.link_precisions[i] = self.noise.precision(
                 columns * width / 2, ((link @ self.precision) * link).sum() / 2
             )
-        left = self.drawn - self._linked()
+        left = self.drawn - self.linked()
         rows, mean = len(left), left.mean(0)
         shrink = _PRIOR_ROWS / (_PRIOR_ROWS + rows)
         scatter = (left - mean).T @ (left - mean) + shrink * rows * torch.outer(mean, mean)
@@ -109,7 +110,7 @@ class Rows:
             target: (N, W) precision times the mean that observations alone would give.
         """
         total = precision + self.precision
-        target = target + (self.center + self._linked()) @ self.precision
+        target = target + (self.center + self.linked()) @ self.precision
         root = torch.linalg.cholesky(total)
         self.expected = torch.cholesky_solve(target.unsqueeze(2), root).squeeze(2)
         noise = self.noise.normal(*target.shape, 1)
