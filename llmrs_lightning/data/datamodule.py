@@ -155,7 +155,7 @@ class RecDataModule(pl.LightningDataModule):
         )
         for stage in ("train", "test"):
             self.horizon(cast(Stage, stage))  # now, so that what is wrong is said before training
-        if self.candidates == "cold":
+        if self.ranking and self.candidates == "cold":
             for part in ("val", "test"):
                 self._ranked(self.pairs(part), part)
         self._ready = True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import pytorch_lightning as pl
 
@@ -12,12 +11,10 @@ from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.encoders import Frozen, TextEncoder
 from llmrs_lightning.errors import ConfigError, listing
 from llmrs_lightning.features import BehaviourFeatures
-from llmrs_lightning.scorers import FittedScorer, Scorer
+from llmrs_lightning.scorers import Scorer
 from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.training.evaluation import FUSED
 from llmrs_lightning.training.losses import Loss
-
-_log = logging.getLogger(__name__)
 
 
 def check_members(scorers: Mapping[str, Scorer], ranking: bool) -> None:
@@ -95,31 +92,6 @@ def check_inputs(
             where="data.negatives",
             fix="set it to null, or use BinaryCrossEntropy, or MultiTask for both",
         )
-
-
-def warn_of_unknown(
-    cold: Sequence[str],
-    spec: DataSpec,
-    members: Mapping[str, Scorer],
-    encoder: TextEncoder | None,
-    behaviour: BehaviourFeatures | None,
-) -> None:
-    """Warn if users or items are held out whole (`cold` names the sides) and nothing but their ids is read."""
-    reads_tokens = any(scorer.needs_tokens for scorer in members.values())
-    knows = any(isinstance(scorer, FittedScorer) and scorer.knows_content for scorer in members.values())
-    reads_past = any(scorer.needs_past for scorer in members.values()) or bool(behaviour and behaviour.history_size)
-    for side, table in (("user", spec.users), ("item", spec.items)):
-        text = (encoder is not None or reads_tokens) and side in spec.text_sides
-        columns = behaviour is not None and (
-            bool(behaviour.category_size and table.categories) or bool(behaviour.use_numbers and table.number_names)
-        )
-        if side in cold and not (text or columns or knows or (side == "user" and reads_past)):
-            _log.warning(
-                "the %ss under evaluation have no training row, and the model knows %ss by their ids alone, so all of "
-                "them get one score; give data.%s_text a template (with model.encoder), or name columns in "
-                "data.schema.%s_categories or %s_numbers (with model.behaviour)",
-                *[side] * 5,
-            )
 
 
 def check_augmentation(encoder: TextEncoder, frozen_epochs: int) -> None:

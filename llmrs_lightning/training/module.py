@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
@@ -21,7 +22,7 @@ from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.tuning import EVER
-from llmrs_lightning.errors import DataError
+from llmrs_lightning.errors import DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, WeightedAverage
 from llmrs_lightning.metrics.slices import Slices
@@ -35,7 +36,6 @@ from llmrs_lightning.training.checks import (
     check_inputs,
     check_members,
     check_negatives,
-    warn_of_unknown,
 )
 from llmrs_lightning.training.evaluation import (
     FUSED,
@@ -51,6 +51,9 @@ from llmrs_lightning.training.evaluation import (
 )
 from llmrs_lightning.training.losses import BinaryCrossEntropy, Loss, Truth
 from llmrs_lightning.training.optim import Optimization
+
+_PROBED = 100  # held-out users or items
+_log = logging.getLogger(__name__)
 
 SIDES: tuple[SideName, SideName] = ("user", "item")
 
@@ -113,12 +116,10 @@ class JointRecommender(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Take the sizes of the data from the data module."""
         data = self._data
+        data.ranking = self.ranking
         data.setup(stage)
         check_negatives(self.loss, data.negatives)
-        data.ranking = self.ranking
         self.spec = data.spec
-        if stage == "fit":
-            warn_of_unknown(data.splitter.cold, data.spec, self.members, self.encoder, self.behaviour)
         if stage == "fit" and self.encoder is not None:
             self.encoder.rest(EVER)  # the optimiser takes all that will ever learn
         if stage == "fit" and self.trainer.world_size > 1:
@@ -289,6 +290,8 @@ class JointRecommender(pl.LightningModule):
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
             self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
         self._fit_members(data)
+        if all(scorer.has_grid for scorer in self.members.values()):
+            self._warn_of_unknown(data)
 
     def _fit_members(self, data: RecDataModule) -> None:
         """Fit the members that are fitted to the training pairs, unless a checkpoint brought them along."""
@@ -300,6 +303,29 @@ class JointRecommender(pl.LightningModule):
             text = None if vectors is None else vectors.float().cpu()
         for scorer in waiting:
             scorer.fit(data.spec.train, Content(data.spec.users, data.spec.items, text))
+
+    @torch.no_grad()
+    def _warn_of_unknown(self, data: RecDataModule) -> None:
+        """Warn of members that score users or items alike which the split holds out whole."""
+        val = data.pairs("val")
+        for side in data.splitter.cold:
+            held_out = np.setdiff1d(getattr(val, side), getattr(data.spec.train, side))[:_PROBED]
+            users = held_out if side == "user" else np.unique(val.user)[:1]
+            with evaluating(self):
+                batch = data.horizon("val").side("user", users, tokens=self.needs_tokens).to(self.device)
+                scores = self.grid(self.users(data, "val", batch), self.catalogue(data, "val"))[0]
+            scores = scores[:, :1] if side == "user" else scores[:, torch.from_numpy(held_out).to(self.device)]
+            least, most = scores.amin((0, 1)), scores.amax((0, 1))
+            alike = torch.isclose(least, most, rtol=1e-5, atol=1e-6).all(-1).tolist()
+            blind = [name for name, same in zip(self.members, alike, strict=True) if same]
+            if blind and len(held_out) > 1:
+                _log.warning(
+                    "%s of model.scorers: all %ss under evaluation, which have no training row, are scored alike; it "
+                    "takes text (model.encoder, data.%s_text) or columns (data.schema, model.behaviour) to part them",
+                    listing(blind),
+                    side,
+                    side,
+                )
 
     def _rest(self, encoder: TextEncoder, data: RecDataModule) -> None:
         """Let those layers of the language model learn whose turn it is, and keep the states of the others."""
