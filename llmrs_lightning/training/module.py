@@ -310,11 +310,11 @@ class JointRecommender(pl.LightningModule):
         val = data.pairs("val")
         for side in data.splitter.cold:
             held_out = np.setdiff1d(getattr(val, side), getattr(data.spec.train, side))[:_PROBED]
-            users = held_out if side == "user" else np.unique(val.user)[:1]
+            users, items = (held_out, val.item[:1]) if side == "user" else (val.user[:1], held_out)
             with evaluating(self):
                 batch = data.horizon("val").side("user", users, tokens=self.needs_tokens).to(self.device)
-                scores = self.grid(self.users(data, "val", batch), self.catalogue(data, "val"))[0]
-            scores = scores[:, :1] if side == "user" else scores[:, torch.from_numpy(held_out).to(self.device)]
+                place = torch.from_numpy(np.asarray(items, np.int64)).to(self.device)
+                scores = self.grid(self.users(data, "val", batch), self.catalogue(data, "val")[place])[0]
             least, most = scores.amin((0, 1)), scores.amax((0, 1))
             alike = torch.isclose(least, most, rtol=1e-5, atol=1e-6).all(-1).tolist()
             blind = [name for name, same in zip(self.members, alike, strict=True) if same]
