@@ -1,0 +1,1 @@
+"""The lab: fuse, compare and repeat runs from what their directories hold."""
