@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llmrs_lightning.errors import ConfigError, listing
-from llmrs_lightning.fusion.base import Fusion
+from llmrs_lightning.fusion.base import Fusion, PairFeatures
 
 
 class WeightedAverage(Fusion):
@@ -22,6 +22,7 @@ class WeightedAverage(Fusion):
 
     Related fusions:
         With `learned: true` the weights are trained in the graph, as a softmax, from the given or equal weights.
+        `GateFusion` and `AttentionFusion` have weights that differ from pair to pair.
 
     Args:
         weights: A weight a member, by name; None weighs all alike.
@@ -32,8 +33,9 @@ class WeightedAverage(Fusion):
         super().__init__()
         self.given, self.learned = weights, learned
 
-    def build(self, members: list[str]) -> None:
+    def build(self, members: list[str], num_outputs: int = 1, user_size: int = 0, item_size: int = 0) -> None:
         """Set the initial weights."""
+        super().build(members, num_outputs, user_size, item_size)
         given = self.given or dict.fromkeys(members, 1.0)
         if set(given) != set(members) or not all(0 < weight < math.inf for weight in given.values()):
             raise ConfigError(
@@ -50,6 +52,10 @@ class WeightedAverage(Fusion):
         """The weights in use, (M,)."""
         return self.logits.softmax(0)
 
-    def forward(self, members: Tensor) -> Tensor:
+    def fuse(self, members: Tensor, features: PairFeatures) -> Tensor:
         """Average (..., M, C) to (..., C)."""
         return (members * self.weights.unsqueeze(-1)).sum(-2)
+
+    def summary(self) -> dict[str, float]:
+        """Return the weight of each member."""
+        return dict(zip(self.members, self.weights.tolist(), strict=True))

@@ -24,7 +24,7 @@ from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, Tex
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
-from llmrs_lightning.fusion import Fusion, WeightedAverage
+from llmrs_lightning.fusion import Fusion, PairFeatures, WeightedAverage
 from llmrs_lightning.metrics.slices import Slices
 from llmrs_lightning.modules import evaluating, stamp
 from llmrs_lightning.scorers import CrossEncoderScorer, FittedScorer, Scorer
@@ -162,7 +162,7 @@ class JointRecommender(pl.LightningModule):
         self.loss.build(spec.targets, spec.items.num_rows)
         for scorer in self.members.values():
             scorer.build(user, item, self.loss.num_outputs)
-        self.fusion.build(list(self.members))
+        self.fusion.build(list(self.members), self.loss.num_outputs, user.features, item.features)
         # each process fits its own; sending them at each step would cost more than the step
         ignored = [f"scorers.{name}.{b}" for name, s in self._fitted.items() for b, _ in s.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)  # type: ignore[no-untyped-call]
@@ -238,12 +238,12 @@ class JointRecommender(pl.LightningModule):
         item, past_items = items[: len(batch)], items[len(batch) :]
         user = self.make_side("user", batch.user, past_items)
         members = torch.stack([s.pairs(user, item, batch.source).float() for s in self.members.values()], 1)
-        return members, self.fusion(members)
+        return members, self.fusion(members, PairFeatures(user.features[batch.source], item.features))
 
     def grid(self, users: Side, items: Side) -> tuple[Tensor, Tensor]:
         """Score every user with every item: member outputs (U, N, M, C) and fused outputs (U, N, C)."""
         members = torch.stack([scorer.grid(users, items).float() for scorer in self.members.values()], 2)
-        return members, self.fusion(members)
+        return members, self.fusion.grid(members, PairFeatures(users.features, items.features))
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -386,6 +386,7 @@ class JointRecommender(pl.LightningModule):
         data = self._data
         assert self.spec is not None
         self._fit_members(data)
+        self.fusion.reset()
         systems: dict[str, list[str]] = {FUSED: self.columns}
         if len(self.members) > 1:
             systems |= dict.fromkeys(self.members, self.columns)
