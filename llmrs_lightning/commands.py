@@ -18,7 +18,7 @@ from datasets import Dataset
 
 from llmrs_lightning.data.checks import Check
 from llmrs_lightning.data.datamodule import RecDataModule
-from llmrs_lightning.data.schema import ITEM, LABEL, PARTS, RATING, USER
+from llmrs_lightning.data.schema import PARTS, USER
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
@@ -33,16 +33,24 @@ from llmrs_lightning.training.report import lists_table, results_table, show, sl
 from llmrs_lightning.training.rundir import (
     CONFIG,
     ENVIRONMENT,
+    FUSION_LISTS,
+    FUSION_PAIRS,
+    ITEMS,
     METRICS,
     PER_GROUP,
     PREDICTIONS,
     SLICES,
     SPLIT,
+    TABLES,
+    TEST_LISTS,
+    USERS,
     RunDirectory,
     environment,
     replacing,
 )
+from llmrs_lightning.training.tables import list_table, pair_table, side_table
 
+_ALL_CELLS, _LIST_DEPTH = 5_000_000, 200
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 
 
@@ -92,6 +100,9 @@ def fit(args: Sequence[str]) -> None:
         best_epoch = load_weights(module, run)
 
         began = time.perf_counter()
+        if "fusion" in data.parts and len(module.members) > 1:
+            module.list_depth = _list_depth(options.list_depth, data)
+            _write_fusion_tables(run, module, data, trainer)
         trainer.test(module, data, verbose=False)
         seconds["test"] = time.perf_counter() - began
         failed = False
@@ -127,6 +138,12 @@ def fit(args: Sequence[str]) -> None:
         run.close()
 
 
+def _list_depth(depth: int | None, data: RecDataModule) -> int:
+    """Return how many items of each system a list keeps: all of small data sets, else 200."""
+    users, items = len(data.data.users), len(data.data.items)
+    return depth or (items if users * items <= _ALL_CELLS else _LIST_DEPTH)
+
+
 def _plain_config(cli: RecCLI) -> dict[str, Any]:
     import yaml
 
@@ -143,23 +160,28 @@ def _say(text: str) -> None:
 
 
 def _write_tables(run: RunDirectory, module: JointRecommender, data: RecDataModule) -> None:
-    pairs, rows = data.pairs("test"), module.table["row"].numpy()
-    columns: dict[str, Any] = {
-        "row": data.rows("test")[rows],
-        USER: data.data.user_ids[pairs.user[rows]],
-        ITEM: data.data.item_ids[pairs.item[rows]],
-        LABEL: pairs.label[rows],
-        RATING: pairs.rating[rows],
-    }
-    for cut in module.slices:
-        number = pa.array(cut.rows[rows], mask=cut.rows[rows] < 0)
-        columns[f"slice/{cut.name}"] = pa.DictionaryArray.from_arrays(number, list(cut.labels))
-    columns |= {name: values.numpy() for name, values in module.table.items() if name != "row"}
-    run.write_table(PREDICTIONS, pa.table(columns))
+    """Write what the test, which was the last evaluation, has found."""
+    run.write_table(PREDICTIONS, pair_table(module, data, "test"))
+    if module.list_table is not None:
+        run.write_table(TEST_LISTS, list_table(module, data, "test"))
     run.write_table(
         PER_GROUP, pa.table({USER: data.data.user_ids, **{n: v.numpy() for n, v in module.per_user.items()}})
     )
     run.write_table(SLICES, _slices(module))
+
+
+def _write_fusion_tables(run: RunDirectory, module: JointRecommender, data: RecDataModule, trainer: Any) -> None:
+    """Score the fusion part, and write what fusions can be fitted to."""
+    data.tested = "fusion"
+    trainer.test(module, data, verbose=False)
+    data.tested = "test"
+    if trainer.is_global_zero:
+        (run.path / TABLES).mkdir(exist_ok=True)
+        run.write_table(FUSION_PAIRS, pair_table(module, data, "fusion"))
+        if module.list_table is not None:
+            run.write_table(FUSION_LISTS, list_table(module, data, "fusion"))
+        run.write_table(USERS, side_table(module, data, "user"))
+        run.write_table(ITEMS, side_table(module, data, "item"))
 
 
 def _slices(module: JointRecommender) -> pa.Table:

@@ -117,6 +117,7 @@ class RecDataModule(pl.LightningDataModule):
         self.candidates, self.negatives, self.augmentation = candidates, negatives, augmentation
         self.num_workers, self.seed = num_workers, seed or 0
         self.ranking = True
+        self.tested: Literal["fusion", "test"] = "test"  # the part that the test loaders serve
         self._ready = False
         self._horizons: dict[Seen, Horizon] = {}
 
@@ -241,7 +242,7 @@ class RecDataModule(pl.LightningDataModule):
             np.zeros(len(rows), np.int64) if events.timestamp is None else events.timestamp[rows],
         )
 
-    def seen(self, stage: Literal["val", "test"]) -> Pairs:
+    def seen(self, stage: Literal["val", "fusion", "test"]) -> Pairs:
         """Return the pairs that take no rank at `stage`: all that came before it in train, val, fusion, test."""
         return self.pairs(*SEES[stage])
 
@@ -262,8 +263,8 @@ class RecDataModule(pl.LightningDataModule):
         return self._evaluation("val")
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """Return the test pairs, then the users to rank."""
-        return self._evaluation("test")
+        """Return the pairs of the `tested` part, then the users to rank."""
+        return self._evaluation(self.tested)
 
     def pair_loader(self, user: Ids, item: Ids, time: Ids | None = None) -> DataLoader[RecBatch]:
         """Return a loader over unlabelled pairs for prediction, which see what test rows may see.
@@ -277,7 +278,7 @@ class RecDataModule(pl.LightningDataModule):
         pairs = Pairs.unlabelled(user, item, np.full(len(user), horizon.now) if time is None else time)
         return self._loader(PairDataset(pairs, horizon), InOrder(len(pairs), self.eval_batch_size))
 
-    def _evaluation(self, stage: Literal["val", "test"]) -> list[DataLoader[Any]]:
+    def _evaluation(self, stage: Literal["val", "fusion", "test"]) -> list[DataLoader[Any]]:
         target, horizon = self.pairs(stage), self.horizon(stage)
         loaders: list[DataLoader[Any]] = [
             self._loader(PairDataset(target, horizon), InOrder(len(target), self.eval_batch_size))

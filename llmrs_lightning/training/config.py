@@ -50,6 +50,8 @@ class RunOptions:
         project: W&B project.
         tags: W&B tags.
         examples: Users for whom recommendations are printed at the end.
+        list_depth: Ranked items of each system that a run with a fusion part keeps for fusing, beside all that are to
+            be found; null keeps all where there are at most 5 million cells, else 200.
     """
 
     experiment: str = "default"
@@ -60,6 +62,7 @@ class RunOptions:
     project: str = "llmrs_lightning"
     tags: list[str] = field(default_factory=list)
     examples: int = 3
+    list_depth: int | None = None
 
 
 class RecCLI(LightningCLI):

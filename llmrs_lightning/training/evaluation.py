@@ -199,5 +199,32 @@ def slices_of(data: RecDataModule, target: Pairs) -> list[Slices]:
     )
 
 
+def listed_cells(
+    grids: Sequence[Tensor], relevant: Tensor, candidates: Tensor, depth: int
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    """Pick the candidates that are among the first `depth` of any system, and those that are to be found anyway.
+
+    Args:
+        grids: Scores (U, N) of the S systems.
+        relevant: (U, N) bool.
+        candidates: (U, N) bool.
+        depth: Items of each system; all candidates where there are no more.
+
+    Returns:
+        cells: Row and item of the picked cells, (P,) each.
+        scores: (P, S), NaN for what is to be found and no system has listed.
+    """
+    listed = candidates
+    if depth < candidates.shape[1]:
+        listed = torch.zeros_like(candidates)
+        for scores in grids:
+            top = scores.masked_fill(~candidates, -torch.inf).topk(depth, 1).indices
+            listed.scatter_(1, top, torch.ones_like(top, dtype=torch.bool))
+        listed &= candidates
+    cells = (listed | relevant).nonzero(as_tuple=True)
+    scores = torch.stack([grid[cells].float() for grid in grids], 1)
+    return cells, scores.masked_fill(~listed[cells].unsqueeze(1), torch.nan)
+
+
 def _columns(system: str, extra: Sequence[str]) -> list[str]:
     return [f"{system}_{name}" for name in extra]

@@ -25,6 +25,7 @@ from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import DataError, listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, PairFeatures, WeightedAverage
+from llmrs_lightning.metrics import PairMetrics
 from llmrs_lightning.metrics.slices import Slices
 from llmrs_lightning.modules import evaluating, stamp
 from llmrs_lightning.scorers import CrossEncoderScorer, FittedScorer, Scorer
@@ -46,6 +47,7 @@ from llmrs_lightning.training.evaluation import (
     Evaluation,
     Results,
     SliceResult,
+    listed_cells,
     shown_cutoff,
     slices_of,
 )
@@ -108,6 +110,9 @@ class JointRecommender(pl.LightningModule):
         self.per_user: dict[str, Tensor] = {}
         self.slices: list[Slices] = []
         self.by_slice: list[SliceResult] = []
+        self.list_depth = 0  # ranked items of each system that an evaluation keeps, beside all that are to be found
+        self.lists: PairMetrics | None = None
+        self.list_table: tuple[Tensor, Tensor] | None = None
         self._built = False
         self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
@@ -382,7 +387,7 @@ class JointRecommender(pl.LightningModule):
         loss = [LOSS] if self.loss.pointwise else []
         return loss + [name for name in PREDICTIONS if getattr(self.loss, name)(probe) is not None]
 
-    def _start(self, stage: Literal["val", "test"]) -> None:
+    def _start(self, stage: Literal["val", "fusion", "test"]) -> None:
         data = self._data
         assert self.spec is not None
         self._fit_members(data)
@@ -399,6 +404,8 @@ class JointRecommender(pl.LightningModule):
         num_items = self.spec.items.num_rows if test else None
         evaluation = Evaluation(systems, target, self.spec.users.num_rows, self.ks, num_items)
         self.evaluation = evaluation.to(self.device)
+        keeps = self.ranking and self.list_depth > 0 and stage != "val"
+        self.lists = PairMetrics(list(systems)).to(self.device) if keeps else None
         self.stage: Stage = stage
 
     def _evaluate(self, batch: RecBatch | RankingBatch) -> None:
@@ -410,12 +417,15 @@ class JointRecommender(pl.LightningModule):
         members, fused = self.grid(self.users(data, self.stage, batch.user), items)
         user = batch.user.position
         grids = {FUSED: self.loss.score(fused)}
-        if self.baselines and len(self.members) > 1:  # in validation only the fused score is ranked
+        if self.stage != "val" and len(self.members) > 1:  # in validation only the fused score is ranked
             grids |= dict(zip(self.members, self.loss.score(members).unbind(2), strict=True))
         item = torch.arange(len(items), device=self.device)
         grids |= {name: b.score(user.unsqueeze(1), item) for name, b in self.baselines.items()}
         for system, scores in grids.items():
             self.evaluation.add_ranking(system, scores, batch.relevant, user, batch.candidates)
+        if self.lists is not None:
+            cells, scores = listed_cells(list(grids.values()), batch.relevant, batch.candidates, self.list_depth)
+            self.lists.update(user[cells[0]] * len(items) + cells[1], scores)
 
     def score_pairs(self, batch: RecBatch) -> Mapping[str, Mapping[str, Tensor]]:
         """Return score, loss, probability and rating of each system, (B,) each, as far as the loss defines them."""
@@ -432,8 +442,9 @@ class JointRecommender(pl.LightningModule):
         user, item = batch.user.position[batch.source], batch.item.position[: len(batch)]
         return values | {name: {"score": b.score(user, item)} for name, b in self.baselines.items()}
 
-    def _finish(self, stage: Literal["val", "test"]) -> None:
+    def _finish(self, stage: Literal["val", "fusion", "test"]) -> None:
         results, self.table, self.per_user = self.evaluation.compute()
+        self.list_table = None if self.lists is None else self.lists.table()
         self.by_slice = self.evaluation.by_slice(self.slices, self.table, self.per_user) if self.slices else []
         self.results[stage] = results
         for system, metrics in results.items():
@@ -458,8 +469,8 @@ class JointRecommender(pl.LightningModule):
         self._finish("val")
 
     def on_test_epoch_start(self) -> None:
-        """Start to collect."""
-        self._start("test")
+        """Start to collect, on the part that the data module serves for the test."""
+        self._start(self._data.tested)
 
     def test_step(self, batch: RecBatch | RankingBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score pairs, or rank users."""
@@ -467,7 +478,7 @@ class JointRecommender(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Compute and log all metrics."""
-        self._finish("test")
+        self._finish(self._data.tested)
 
     def on_predict_epoch_start(self) -> None:
         """Leave the baselines out."""

@@ -22,7 +22,10 @@ from llmrs_lightning.errors import ConfigError, DataError, listing
 
 CONFIG, METRICS, ENVIRONMENT, SPLIT = "config.yaml", "metrics.json", "env.json", "split.npz"
 PREDICTIONS, PER_GROUP, SLICES = "predictions.parquet", "per_group.parquet", "slices.parquet"
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, TABLES, FUSIONS = "checkpoints", "tables", "fusions"
+FUSION_PAIRS, FUSION_LISTS, TEST_LISTS, USERS, ITEMS = (
+    f"{TABLES}/{name}.parquet" for name in ("fusion_pairs", "fusion_lists", "test_lists", "users", "items")
+)
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
 _RUN_ID = "LLMRS_RUN_ID"
 
