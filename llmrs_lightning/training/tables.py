@@ -1,7 +1,6 @@
 """What a run writes of its evaluations: scored pairs, ranked lists, and what is known of users and items.
 
-The lab reads nothing else of a model: a fusion is fitted to the tables of the fusion part, and tested on those of the test
-part.
+The lab reads nothing else of a model: a fusion is fitted to the tables of the fusion part, and tested on those of test.
 """
 
 from __future__ import annotations
@@ -108,4 +107,5 @@ def _text(module: JointRecommender, data: RecDataModule, side: SideName) -> NDAr
     centred = vectors.cpu().double()
     centred -= centred.mean(0)
     _, directions = torch.linalg.eigh(centred.T @ centred)  # ascending
-    return (centred @ directions.flip(1)[:, :COMPONENTS]).float().numpy()
+    components: NDArray[np.float32] = (centred @ directions.flip(1)[:, :COMPONENTS]).float().numpy()
+    return components
