@@ -200,6 +200,21 @@ def test_the_same_seed_gives_the_same_result():
     assert compare(a, b, seed=4).p_randomization != compare(a, b, seed=5).p_randomization
 
 
+def test_rounding_neither_breaks_ties_nor_makes_differences():
+    # 0.3 - 0.2 and 0.2 - 0.1 differ in the last digit, and so do 0.1 + 0.2 + 0.3 and 0.3 + 0.2 + 0.1.
+    tied = compare([0.2, 0.2, 0.5, 0.1], [0.3, 0.1, 0.6, 0.2], samples=16)
+    assert tied.p_wilcoxon == pytest.approx(every_flip([1, -1, 1, 1]))
+    a = np.repeat([[0.1], [0.2], [0.3]], 9, axis=1)
+    assert compare_over_seeds(a, a[::-1], samples=100).p_t == 1
+
+
+def test_the_interval_of_very_skewed_values_against_scipy():
+    d = np.random.default_rng(3).exponential(size=25) ** 3
+    low, high = stats.bootstrap((d,), np.mean, n_resamples=30_000, rng=1).confidence_interval
+    result = compare(np.zeros(25), d, samples=30_000)
+    assert (result.low, result.high) == pytest.approx((low, high), rel=0.06)
+
+
 def test_memory_does_not_hold_all_draws():
     a, b = np.random.default_rng(0).random((2, 20_000))
     compare(a, b, samples=1)
