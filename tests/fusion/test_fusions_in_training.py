@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -196,3 +198,23 @@ def test_weights_are_told_of_the_pairs_of_the_last_evaluation(tiny_bert: str, tm
     assert list(summary) == ["dnn", "semantic", "mf"]
     assert sum(summary.values()) == pytest.approx(1, abs=1e-5)
     assert fusion._pairs == len(data.pairs("test"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", [FUSIONS[1], FUSIONS[3], FUSIONS[5]], ids=name)
+def test_two_processes_train_the_model_of_one(fusion: dict[str, Any], tiny_bert: str, tmp_path: Path) -> None:
+    config = board(tiny_bert, tmp_path, fusion)
+    config["trainer"]["max_epochs"] = 3
+    config["model"]["encoder"]["init_args"]["dropout"] = 0
+    config["model"]["scorers"]["dnn"]["init_args"]["dropout"] = 0
+    config["model"]["behaviour"] = {"class_path": "BehaviourFeatures", "init_args": {"id_dropout": 0}}
+    metrics = []
+    for run, options in (("one", ["1"]), ("two", ["2", "--trainer.strategy", "ddp"])):
+        words = [sys.executable, "-m", "llmrs_lightning", *write(config, tmp_path)]
+        done = subprocess.run(
+            [*words, "--run.id", run, "--trainer.devices", *options], capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        metrics.append(json.loads((tmp_path / "board" / run / "metrics.json").read_text())["test"])
+    for metric, value in metrics[0]["fused"].items():
+        assert metrics[1]["fused"][metric] == pytest.approx(value, abs=2e-3, nan_ok=True), metric
