@@ -13,10 +13,13 @@ from datasets import Dataset
 from llmrs_lightning.cli import main
 from llmrs_lightning.data.schema import Tables
 from llmrs_lightning.data.sources import FileSource, MovieLens100K
+from llmrs_lightning.lab.sweep_file import load_sweep
+from llmrs_lightning.lab.trials import expand, resolve
 from llmrs_lightning.training.config import build
 
 FOLDER = Path(__file__).parents[1] / "experiments"
-CONFIGS = sorted(FOLDER.rglob("*.yaml"))
+SWEEPS = sorted((FOLDER / "sweeps").glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(SWEEPS))
 
 
 def small_movielens(self: MovieLens100K) -> Tables:
@@ -77,14 +80,32 @@ def tiny(config: Path, model: str) -> list[str]:
 
 def test_there_are_experiments() -> None:
     assert len(CONFIGS) >= 5
+    assert len(SWEEPS) >= 2
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(FOLDER)))
+@pytest.mark.parametrize("config", [*CONFIGS, *SWEEPS], ids=lambda p: str(p.relative_to(FOLDER)))
 def test_it_opens_with_its_question_and_its_launch_line(config: Path) -> None:
     lines = config.read_text().splitlines()
+    command = "sweep" if config in SWEEPS else "fit --config"
     assert lines[0].startswith("# Question: ")
     assert lines[0].endswith("?") or lines[1].startswith("#")
-    assert any(line == f"# Launch:   llmrs fit --config experiments/{config.relative_to(FOLDER)}" for line in lines)
+    assert any(line == f"# Launch:   llmrs {command} experiments/{config.relative_to(FOLDER)}" for line in lines)
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda p: p.name)
+def test_the_trials_of_a_sweep_resolve(file: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(FOLDER.parent)  # from where it is launched
+    sweep = load_sweep(file)
+    trials = expand(sweep)
+    assert sweep.name == file.stem
+    assert sweep.seed_options is not None  # said, so that a reader need not guess
+    for trial in trials:
+        configs = [Path(after) for word, after in zip(trial.words, trial.words[1:], strict=False) if word == "--config"]
+        config = resolve([*trial.words, *(word for path in configs for word in tiny(path, tiny_bert))])
+        assert config["seed_everything"] == trial.seed
+        assert config["run"]["experiment"] == sweep.name
+        assert config["run"]["id"] == trial.name
+        assert set(config["run"]["tags"]) >= {f"sweep:{sweep.name}", f"variant:{trial.variant}"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(FOLDER)))

@@ -1,0 +1,192 @@
+"""What a sweep has done so far: one JSON file that is always whole, and a lock that dies with its holder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.lab.trials import Trial
+from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, SLICES, replacing
+
+STATE, LOCK, ASIDE = "sweep.json", "sweep.lock", "aside"
+TAIL = 20
+
+Status = Literal["running", "finished", "failed", "stopped", "pruned"]
+Verdict = Literal["run", "keep", "changed", "unknown"]
+
+
+@dataclass
+class Record:
+    """What is known of one trial.
+
+    Args:
+        state: Where it stands; `stopped` is what an interrupted sweep leaves.
+        fingerprint: Of the options that it ran with.
+        command: The command that ran it.
+        job: Process or job that runs it.
+        started: When, UTC.
+        seconds: How long it ran.
+        exit_code: What it ended with; negative for a signal.
+        message: The last lines of its log, where it failed.
+    """
+
+    state: Status
+    fingerprint: str
+    command: list[str]
+    job: str = ""
+    started: str = field(default_factory=lambda: f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}")
+    seconds: float = 0.0
+    exit_code: int | None = None
+    message: str = ""
+
+
+class State:
+    """The records of a sweep's trials, written anew at each change.
+
+    Args:
+        folder: The sweep's folder.
+
+    Raises:
+        DataError: If the file is there and cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / STATE
+        self.records: dict[str, Record] = {}
+        if self.path.exists():
+            try:
+                held = json.loads(self.path.read_text(encoding="utf-8"))["trials"]
+                self.records = {name: Record(**values) for name, values in held.items()}
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise DataError(
+                    "the state of the sweep cannot be read",
+                    where=str(self.path),
+                    found=str(error),
+                    fix="remove it: runs are then moved aside and run again",
+                ) from error
+
+    def put(self, name: str, record: Record) -> None:
+        """Write what is now known of a trial."""
+        self.records[name] = record
+        self.save()
+
+    def save(self) -> None:
+        """Write all records, whole or not at all."""
+        values = {"trials": {name: asdict(record) for name, record in self.records.items()}}
+        with replacing(self.path) as temporary:
+            temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+    def judge(self, trial: Trial, retry_failed: bool = False) -> Verdict:
+        """Say what is to be done with a trial.
+
+        Returns:
+            `run` it; `keep` what it came to; `changed`: it is finished, with other options; `unknown`: something lies
+            in its place that this sweep did not start.
+        """
+        record = self.records.get(trial.name)
+        if record is None:
+            return "unknown" if trial.run.exists() else "run"
+        same = record.fingerprint == trial.fingerprint
+        if record.state in ("running", "stopped"):  # it may have ended after the sweep was killed
+            return "keep" if same and complete(trial.run) else "run"
+        if record.state == "finished":
+            if not complete(trial.run):
+                return "run"
+            return "keep" if same else "changed"
+        return "run" if retry_failed or not same else "keep"
+
+    def adopt(self, name: str, run: Path) -> None:
+        """Take a trial as finished that ended after its sweep was killed."""
+        record = self.records[name]
+        if record.state in ("running", "stopped"):
+            record.state, record.exit_code = "finished", None
+            record.seconds = round(float(metrics(run)["seconds"]["total"]), 2)
+            self.save()
+
+    def drop(self, name: str) -> None:
+        """Forget a trial."""
+        del self.records[name]
+        self.save()
+
+
+def complete(run: Path) -> bool:
+    """Say whether a run came to its end: its tables are written last."""
+    return all((run / name).is_file() for name in (METRICS, PREDICTIONS, PER_GROUP, SLICES))
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    """Read the metrics of a run."""
+    return dict(json.loads((run / METRICS).read_text(encoding="utf-8")))
+
+
+def clear(trial: Trial) -> None:
+    """Remove what a half-done trial left, so that its name is free."""
+    shutil.rmtree(trial.run, ignore_errors=True)
+
+
+def put_aside(trial: Trial) -> Path:
+    """Move a run that must not be lost out of the way."""
+    aside = trial.folder / ASIDE
+    aside.mkdir(exist_ok=True)
+    number = 1
+    while (place := aside / f"{trial.name}-{number}").exists():
+        number += 1
+    return Path(shutil.move(trial.run, place))
+
+
+def tail(log: Path, lines: int = TAIL) -> str:
+    """Return the last lines of a log, without the ends of progress bars."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ""
+    kept = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    return "\n".join([line for line in kept if line][-lines:])
+
+
+def headline(message: str) -> str:
+    """Return the line of a failed trial's last lines that says what went wrong: the program's own, or the very last."""
+    lines = message.splitlines() or [""]
+    return next((line for line in reversed(lines) if line.startswith("llmrs fit: ")), lines[-1]).strip()
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder for this process; the system lets go when the process ends, however it ends.
+
+    Raises:
+        ConfigError: If another process holds it.
+    """
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise ConfigError(
+                "another sweep is at work in this folder",
+                where=str(folder),
+                found=f"process {file.read().strip() or 'unknown'}",
+                fix="wait for it, stop it, or give this sweep another name",
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def described(names: list[str]) -> str:
+    """Count and name trials for a sentence."""
+    return f"{len(names):,} trial{'s' if len(names) != 1 else ''} ({listing(names, 4)})"
