@@ -16,7 +16,8 @@ class ConcatFusion(Fusion):
     be negative and need not sum to one. With `hidden_sizes` a perceptron takes the place of W x + b.
 
     Requirements:
-        None. Without features it is a linear layer over the members.
+        Members that do not know the training rows by heart: weights learned on these rows go to who does. Fewer epochs,
+        dropout in the members or weight decay help. Without features it is a linear layer over the members.
 
     Inputs:
         Member scores, and the features of both sides. Of several outputs (rating classes) each sees all.
