@@ -168,6 +168,14 @@ class RecDataModule(pl.LightningDataModule):
         prints = {"interactions": self.data.fingerprint, "split rows": fingerprint(self.parts), "columns": sides}
         return prints | ({"texts": self.spec.texts.fingerprint} if self.spec.texts else {})
 
+    @property
+    def item_titles(self) -> list[str]:
+        """A readable name of each item: its title, its text, or its id."""
+        items = self.data.items
+        if "title" in items.column_names:
+            return [str(t) for t in items["title"]]
+        return self.item_text.render(items) if self.item_text else [str(i) for i in self.data.item_ids]
+
     def write(self, **options: Any) -> Wording:
         """Write the texts of all users and items; `options` replace those of the templates."""
         sides: dict[SideName, SideText] = {

@@ -51,16 +51,6 @@ class Recommender:
         module, data = load_run(str(run))
         return cls(module.to(device), data)
 
-    @property
-    def item_titles(self) -> list[str]:
-        """A readable name of each item: its title, its text, or its id."""
-        items = self.data.data.items
-        if "title" in items.column_names:
-            return [str(t) for t in items["title"]]
-        if self.data.item_text:
-            return self.data.item_text.render(items)
-        return [str(i) for i in self.data.data.item_ids]
-
     @torch.inference_mode()
     def recommend(
         self,
@@ -157,7 +147,7 @@ class Recommender:
 
     def _table(self, rows: list[tuple[str, Ids, Tensor]]) -> pa.Table:
         position = np.concatenate([r[1] for r in rows]) if rows else np.zeros(0, np.int64)
-        titles = self.item_titles
+        titles = self.data.item_titles
         scores = torch.cat([r[2] for r in rows])
         columns: dict[str, Any] = {
             USER: [name for name, best, _ in rows for _ in best],

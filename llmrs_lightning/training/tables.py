@@ -68,7 +68,7 @@ def side_table(module: JointRecommender, data: RecDataModule, side: SideName) ->
     """Return what is known of users (or items) from the training rows, their columns and their texts, one row each.
 
     Columns: the id, the number of training rows, their mean label and rating, drawn to the mean of all rows as by five
-    rows, one column for each number and each value of a category, and the first components of the text vectors.
+    rows, items' titles, one column for each number and each value of a category, and the first components of the text vectors.
     """
     train = data.spec.train
     users, items = data.spec.users, data.spec.items
@@ -81,6 +81,8 @@ def side_table(module: JointRecommender, data: RecDataModule, side: SideName) ->
             total = np.bincount(place, values, minlength=known.num_rows)
             columns[name] = ((total + _SHRINKAGE * values.mean()) / (rows + _SHRINKAGE)).astype(np.float32)
     columns |= _columns(known)
+    if side == "item":
+        columns["title"] = data.item_titles
     vectors = _text(module, data, side)
     if vectors is not None:
         columns |= {f"text_{i}": values for i, values in enumerate(vectors.T)}

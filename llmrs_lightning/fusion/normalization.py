@@ -1,0 +1,75 @@
+"""Member scores of different scales on one scale."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.fusion.table import Floats, ScoreTable
+
+Kind = Literal["none", "min-max", "z-score", "rank", "sigmoid"]
+KINDS = ("none", "min-max", "z-score", "rank", "sigmoid")
+
+
+class Normalization:
+    """Put the scores of each member on one scale.
+
+    In ranked tables within each list, as is usual in information retrieval; for pairs against the pairs that the fusion
+    is fitted to, so that a pair's value depends on no other pair of the test part. `rank` is the share of
+    the list (or of those pairs) that is below a score, ties counting half. What a member scores alike gets the middle:
+    0 by `z-score`, one half by `min-max` and `rank`.
+
+    Args:
+        kind: none, min-max, z-score, rank, or sigmoid, the logistic function of the score as it is.
+    """
+
+    def __init__(self, kind: Kind = "none") -> None:
+        if kind not in KINDS:
+            raise ConfigError(
+                "there is no such normalisation", where="normalization", found=str(kind), allowed=", ".join(KINDS)
+            )
+        self.kind = kind
+
+    def fit(self, pairs: ScoreTable | None) -> None:
+        """Keep what the scores of pairs are compared with; None where there are only lists."""
+        self._sorted: Floats | None = None if pairs is None else np.sort(pairs.scores, 0)
+
+    def __call__(self, table: ScoreTable) -> Floats:
+        """Return the normalised scores, (R, M)."""
+        scores = table.scores
+        if self.kind == "none":
+            return scores
+        if self.kind == "sigmoid":
+            return 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+        if table.ranked:
+            return self._in_lists(table)
+        assert self._sorted is not None
+        if self.kind == "z-score":
+            return _ratio(scores - self._sorted.mean(0), np.broadcast_to(self._sorted.std(0), scores.shape), 0.0)
+        low, high = self._sorted[0], self._sorted[-1]
+        if self.kind == "min-max":
+            return _ratio(scores - low, np.broadcast_to(high - low, scores.shape), 0.5)
+        below = [
+            (np.searchsorted(known, column) + np.searchsorted(known, column, "right")) / (2 * len(known))
+            for known, column in zip(self._sorted.T, scores.T, strict=True)
+        ]
+        return np.stack(below, 1)
+
+    def _in_lists(self, table: ScoreTable) -> Floats:
+        scores, lengths = table.scores, table.lengths[:, None]
+        if self.kind == "rank":
+            return (lengths - table.ranks + 0.5) / lengths
+        if self.kind == "min-max":
+            low, high = table.by_group(scores, np.minimum), table.by_group(scores, np.maximum)
+            return _ratio(scores - low, high - low, 0.5)
+        centred = scores - table.by_group(scores, np.add) / lengths
+        return _ratio(centred, np.sqrt(table.by_group(centred**2, np.add) / lengths), 0.0)
+
+
+def _ratio(value: Floats, unit: Floats, otherwise: float) -> Floats:
+    """Divide, and put `otherwise` where the unit is 0, or nothing but rounding errors."""
+    real = unit > 1e-12
+    ratio: Floats = np.divide(value, unit, out=np.full_like(value, otherwise), where=real)
+    return ratio
