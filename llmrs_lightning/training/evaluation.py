@@ -221,9 +221,9 @@ def listed_cells(
             top = scores.masked_fill(~candidates, -torch.inf).topk(depth, 1).indices
             listed.scatter_(1, top, torch.ones_like(top, dtype=torch.bool))
         listed &= candidates
-    cells = (listed | relevant).nonzero(as_tuple=True)
-    scores = torch.stack([grid[cells].float() for grid in grids], 1)
-    return cells, scores.masked_fill(~listed[cells].unsqueeze(1), torch.nan)
+    row, item = (listed | relevant).nonzero(as_tuple=True)
+    scores = torch.stack([grid[row, item].float() for grid in grids], 1)
+    return (row, item), scores.masked_fill(~listed[row, item].unsqueeze(1), torch.nan)
 
 
 def _columns(system: str, extra: Sequence[str]) -> list[str]:

@@ -67,8 +67,9 @@ def list_table(module: JointRecommender, data: RecDataModule, part: Part) -> pa.
 def side_table(module: JointRecommender, data: RecDataModule, side: SideName) -> pa.Table:
     """Return what is known of users (or items) from the training rows, their columns and their texts, one row each.
 
-    Columns: the id, the number of training rows, their mean label and rating, drawn to the mean of all rows as by five
-    rows, items' titles, one column for each number and each value of a category, and the first components of the text vectors.
+    Columns: the id, the number of training rows, their mean label and rating (drawn to the mean of all rows as by five
+    rows), titles of items, a column for each number and each value of a category, and the first components of the text
+    vectors.
     """
     train = data.spec.train
     users, items = data.spec.users, data.spec.items
