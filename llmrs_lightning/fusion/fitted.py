@@ -36,9 +36,10 @@ class FittedFusion(ABC):
             DataError: If a table cannot be used, or the one that `metric` needs is not there.
             ConfigError: If the options do not fit the members.
         """
+        needed = tables.of(metric) if self.learns else None
         for table in (tables.pairs, tables.lists):
             if table is not None:
-                table.check("the fusion part", fit=self.learns)
+                table.check("the fusion part", fit=table is needed)
         self.members = tables.members
         self.learn(tables, metric)
 
