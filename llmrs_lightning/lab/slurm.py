@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -59,6 +60,7 @@ class ClusterJob:
 
     job: Any
     log: Path
+    code: int | None = None
 
     @property
     def id(self) -> str:
@@ -67,22 +69,24 @@ class ClusterJob:
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it waits or runs; what the cluster says of a failure goes to the log."""
-        if not self.job.done():
-            return None
-        try:
-            return int(self.job.result())
-        except Exception as error:  # submitit raises whatever went wrong over there
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"\n{type(error).__name__}: {error}\n")
-            return 1
+        if self.code is None and self.job.done():
+            try:
+                self.code = int(self.job.result())
+            except Exception as error:  # submitit raises whatever went wrong over there
+                with self.log.open("a", encoding="utf-8") as file:
+                    file.write(f"\n{type(error).__name__}: {error}\n")
+                self.code = 1
+        return self.code
 
     def stop(self) -> None:
-        """Cancel it."""
-        self.job.cancel(check=False)
+        """Cancel it; the cluster sees to the rest, and may take minutes to say so."""
+        if self.code is None:
+            self.job.cancel(check=False)
+            self.code = -signal.SIGTERM
 
     def kill(self) -> None:
-        """Cancel it again."""
-        self.job.cancel(check=False)
+        """Do what `stop` did."""
+        self.stop()
 
 
 @dataclass
@@ -137,4 +141,4 @@ class SlurmLauncher:
         if self._executor.cluster != "slurm" or not record.job:
             return None
         job = submitit.SlurmJob(folder=self.folder / FOLDER, job_id=record.job)
-        return None if job.done() else ClusterJob(job, self.folder / f"{name}.log")
+        return None if job.done(force_check=True) else ClusterJob(job, self.folder / f"{name}.log")

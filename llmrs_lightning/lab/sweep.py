@@ -17,7 +17,7 @@ from llmrs_lightning.lab.progress import Followed, Progress
 from llmrs_lightning.lab.search import Searching, corners
 from llmrs_lightning.lab.slurm import SlurmLauncher, read_options
 from llmrs_lightning.lab.sweep_file import Sweep, load_sweep
-from llmrs_lightning.lab.sweep_state import ASIDE, State, described, headline, locked, put_aside
+from llmrs_lightning.lab.sweep_state import State, aside_of, described, headline, locked, put_aside
 from llmrs_lightning.lab.sweep_summary import compare_command, summary_table
 from llmrs_lightning.lab.trials import Trial, check, expand, seed_options, word
 from llmrs_lightning.lab.wandb_sweep import write
@@ -45,10 +45,11 @@ Instead of variants and grid, a search by the monitored validation metric (pip i
     space:
       model.optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
       model.encoder.init_args.pooling: [mean, cls]
-An option is laid over the base as on the command line: a part of the same class keeps the arguments that are not named.
+An option is laid over the base as on the command line: a part keeps the arguments that are not named, even under
+another class that has them too; `x: null` in a configuration between the two clears them.
 
 The same command goes on where a sweep was stopped: finished trials are kept, half-done ones are run again. A finished
-trial whose options have changed since is refused; --rerun-changed moves its run to the folder aside/ and runs it again.
+trial whose options have changed since is refused; --rerun-changed moves its run to runs/NAME.aside and runs it again.
 The folder of the sweep holds sweep.json (what each trial came to), a log beside each run, and search.journal.
 
 --wandb writes the definition of a W&B sweep, which needs no account; to run it, once logged in:
@@ -161,7 +162,7 @@ def _left(found: Sweep, trials: list[Trial], state: State, retry_failed: bool, r
             "options of finished trials have changed since they ran",
             where=str(found.file),
             found=described([trial.name for trial in changed]),
-            fix=f"--rerun-changed moves their runs to {found.path / ASIDE} and runs them again; "
+            fix=f"--rerun-changed moves their runs to {aside_of(found.path)} and runs them again; "
             "another `name` in the file keeps both",
         )
     for trial in (*changed, *unknown):

@@ -16,7 +16,7 @@ from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.lab.trials import Trial
 from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, SLICES, replacing
 
-STATE, LOCK, ASIDE = "sweep.json", "sweep.lock", "aside"
+STATE, LOCK = "sweep.json", "sweep.lock"
 TAIL = 20
 
 Status = Literal["running", "finished", "failed", "stopped", "pruned"]
@@ -132,9 +132,14 @@ def clear(trial: Trial) -> None:
     shutil.rmtree(trial.run, ignore_errors=True)
 
 
+def aside_of(folder: Path) -> Path:
+    """Name the folder of runs moved aside: beside the sweep's own, so that nobody compares them by accident."""
+    return folder.with_name(f"{folder.name}.aside")
+
+
 def put_aside(trial: Trial) -> Path:
     """Move a run that must not be lost out of the way."""
-    aside = trial.folder / ASIDE
+    aside = aside_of(trial.folder)
     aside.mkdir(exist_ok=True)
     number = 1
     while (place := aside / f"{trial.name}-{number}").exists():
@@ -145,12 +150,12 @@ def put_aside(trial: Trial) -> Path:
 def tail(log: Path, lines: int = TAIL) -> str:
     """Return the last lines of a log, without the ends of progress bars."""
     try:
-        with log.open("rb") as file:
+        with log.open("rb") as file:  # bytes: a carriage return is no end of a line here
             file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
             text = file.read().decode("utf-8", "replace")
     except OSError:
         return ""
-    kept = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines()]
+    kept = [line.rsplit("\r", 1)[-1].rstrip() for line in text.split("\n")]
     return "\n".join([line for line in kept if line][-lines:])
 
 
