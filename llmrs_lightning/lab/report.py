@@ -19,7 +19,7 @@ from llmrs_lightning.lab.tables import caption
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
 from llmrs_lightning.training.rundir import SLICES
 
-_SCRIPTS = ("dom.js", "board.js", "charts.js", "page.js")
+_SCRIPTS = ("dom.js", "board.js", "charts.js", "sections.js", "page.js")
 _LIST = ("user_id", "system", "rank", "item_id", "title", "liked")
 _USERS, _RANKS = 20, 20  # as many lists as the page carries
 

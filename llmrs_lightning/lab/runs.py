@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import yaml
 
 from llmrs_lightning.errors import DataError, listing
-from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, METRICS
+from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, FUSIONS, METRICS
 
-FUSIONS, LISTS, CURVES = "fusions", "lists.parquet", "logs/metrics.csv"
+LISTS, CURVES = "lists.parquet", "logs/metrics.csv"
 FUSION = "fusion/"  # before the name of a system that was fused after training
 FINGERPRINTS = ("interactions", "split rows")  # runs that agree in these were tested on the same rows
 

@@ -114,7 +114,7 @@ def test_headers_sort(opened: Any) -> None:
     opened.keyboard.press("Shift+Tab")
     opened.keyboard.press("Enter")  # auc, from the keyboard
     assert column(opened, 2) == auc
-    opened.locator("#board th[data-key=label] button").click()
+    opened.locator("#board th[data-key=system] button").click()
     assert [name for name in names(opened) if name.isalpha()] == sorted(
         name for name in names(opened) if name.isalpha()
     )
@@ -178,7 +178,7 @@ def test_lists_side_by_side(opened: Any) -> None:
 def test_hostile_names_are_text(opened: Any) -> None:
     assert HOSTILE in names(opened)
     assert opened.locator("img").count() == 0
-    assert opened.locator("script").count() == 5
+    assert opened.locator("script").count() == 6
     assert opened.locator("#tag option", has_text=HOSTILE).count() == 1
 
 

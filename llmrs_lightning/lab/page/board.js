@@ -17,20 +17,23 @@ function detail(cell, system) {
   if (order.detail === "effect") return `d = ${minus(test.effect.toFixed(2))}`;
   return `${signed(test.difference)} [${number(test.low)}, ${number(test.high)}]`;
 }
+
 function mark(test) {
   if (!test?.significant) return h("span", {class: "mark"});
   const word = test.better ? "better" : "worse";
   const title = `significantly ${word} than ${data.reference}, ${chance(test.p)}`;
   return h("span", {class: `mark ${word}`, role: "img", title, "aria-label": title}, test.better ? "▲" : "▼");
 }
+
 function valueCell(system, metric) {
   const cell = system.cells[metric.name];
-  if (!cell) return h("td", {class: "number"}, "–");
+  if (!cell) return td("–", "number");
   const spread = cell.std === null ? null : h("span", {class: "spread"}, ` ± ${number(cell.std)}`);
   const below = detail(cell, system);
-  return h("td", {class: "number"}, h("span", {class: cell.best ? "best" : null}, number(cell.mean)), spread, mark(cell.test),
-    below ? h("small", {}, below) : null);
+  const mean = h("span", {class: cell.best ? "best" : null}, number(cell.mean));
+  return td([mean, spread, mark(cell.test), below ? h("small", {}, below) : null], "number");
 }
+
 function sorted(systems) {
   const metric = data.metrics.find(m => m.name === order.key);
   const value = system => (metric ? system.cells[order.key]?.mean : system[order.key]) ?? null;
@@ -41,6 +44,7 @@ function sorted(systems) {
     return sign * (typeof x === "string" ? x.localeCompare(y) : x - y);
   });
 }
+
 function header(key, text, kind, redraw) {
   const metric = data.metrics.find(m => m.name === key);
   const rising = Boolean(metric && !metric.lower) === order.reversed;
@@ -52,21 +56,34 @@ function header(key, text, kind, redraw) {
     document.querySelector(`#board th[data-key="${CSS.escape(key)}"] button`).focus();
   };
   const title = metric?.lower ? "lower is better" : metric ? "higher is better" : null;
-  return h("th", {scope: "col", "aria-sort": sort, "data-key": key, class: kind}, h("button", {type: "button", onclick: sortBy, title}, text));
+  const button = h("button", {type: "button", onclick: sortBy, title}, text);
+  return h("th", {scope: "col", "aria-sort": sort, "data-key": key, class: kind}, button);
 }
-function drawBoard(section, systems) {
-  const redraw = () => drawBoard(section, systems);
-  const several = data.groups.length > 1 && new Set(data.systems.filter(system => system.group).map(system => system.system)).size > 1;
+
+function drawBoard(place, systems) {
+  const redraw = () => drawBoard(place, systems);
+  const inside = new Set(data.systems.filter(system => system.group).map(system => system.system));
+  const several = data.groups.length > 1 && inside.size > 1;
   const cost = systems.some(system => system.seconds !== null);
-  const head = h("tr", {}, header("label", "System", null, redraw), several ? header("group", "Configuration", null, redraw) : null,
+  const head = [
+    header(several ? "system" : "label", "System", null, redraw),
+    several ? header("group", "Configuration", null, redraw) : null,
     data.metrics.map(metric => header(metric.name, metric.name, "number", redraw)),
-    header("seeds", "Seeds", "number", redraw), cost ? header("seconds", "Run", "number", redraw) : null);
-  const rows = sorted(systems).map(system => h("tr", {}, h("th", {scope: "row"}, several ? system.system : system.label),
-    several ? h("td", {class: "words"}, system.group || "–") : null, data.metrics.map(metric => valueCell(system, metric)),
-    h("td", {class: "number"}, String(system.seeds)),
-    cost ? h("td", {class: "number"}, system.seconds === null ? "–" : seconds(system.seconds)) : null));
-  const details = data.reference === null ? null
-    : h("div", {class: "tools"}, select("Below each value", DETAILS, order.detail, value => { order.detail = value; redraw(); }));
-  section.replaceChildren(details ?? "", h("div", {class: "box", tabindex: 0, role: "region", "aria-label": "Leaderboard"},
-    h("table", {id: "board"}, h("thead", {}, head), h("tbody", {}, rows))));
+    header("seeds", "Seeds", "number", redraw),
+    cost ? header("seconds", "Run", "number", redraw) : null,
+  ];
+  const body = sorted(systems).map(system => [
+    rowName(several ? system.system : system.label),
+    several ? td(system.group || "–", "words") : null,
+    data.metrics.map(metric => valueCell(system, metric)),
+    td(String(system.seeds), "number"),
+    cost ? td(system.seconds === null ? "–" : seconds(system.seconds), "number") : null,
+  ]);
+  const change = value => {
+    order.detail = value;
+    redraw();
+  };
+  const choice = select("Below each value", DETAILS, order.detail, change);
+  const tools = data.reference === null ? "" : h("div", {class: "tools"}, choice);
+  place.replaceChildren(tools, table("Leaderboard", head, body, "board"));
 }
