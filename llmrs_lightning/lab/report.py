@@ -13,8 +13,9 @@ from typing import Any
 
 from llmrs_lightning.errors import DataError, listing
 from llmrs_lightning.lab.groups import Group, differences
-from llmrs_lightning.lab.leaderboard import Board, Cell, System
+from llmrs_lightning.lab.leaderboard import Board, Cell
 from llmrs_lightning.lab.runs import FUSION, LISTS, Run
+from llmrs_lightning.lab.systems import System
 from llmrs_lightning.lab.tables import caption
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
 from llmrs_lightning.training.rundir import SLICES

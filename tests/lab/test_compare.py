@@ -18,10 +18,11 @@ from lab.comparing import USERS, make_run
 from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.lab.groups import Group, group_runs
-from llmrs_lightning.lab.leaderboard import Board, build, pick_metrics, pick_systems, systems_of
+from llmrs_lightning.lab.leaderboard import Board, build
 from llmrs_lightning.lab.paired import auc_influence, contributions, differences
 from llmrs_lightning.lab.runs import Repeat, find_runs, read_run
 from llmrs_lightning.lab.significance import compare_over_seeds, compare_rows
+from llmrs_lightning.lab.systems import pick_metrics, pick_systems, systems_of
 from llmrs_lightning.lab.tables import comma_separated, latex, markdown
 
 
