@@ -8,6 +8,7 @@ from llmrs_lightning.fusion.boosting import GradientBoosting
 from llmrs_lightning.fusion.fitted import FittedFusion
 from llmrs_lightning.fusion.search import Greedy, SimplexSearch
 from llmrs_lightning.fusion.stacking import LogisticStacking, RidgeStacking
+from llmrs_lightning.fusion.two_task import TwoTask
 from llmrs_lightning.fusion.votes import Average, Borda, Comb, Copeland, MajorityVote, ReciprocalRank, SoftVote
 
 FUSIONS: dict[str, Callable[[], FittedFusion]] = {
@@ -29,6 +30,7 @@ FUSIONS: dict[str, Callable[[], FittedFusion]] = {
     "greedy": Greedy,
     "logistic": LogisticStacking,
     "ridge": RidgeStacking,
+    "two_task": TwoTask,
     "boosting_binary": GradientBoosting,
     "boosting_regression": lambda: GradientBoosting("regression"),
     "boosting_lambdarank": lambda: GradientBoosting("lambdarank"),

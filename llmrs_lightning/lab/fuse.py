@@ -91,8 +91,10 @@ def _unfit(name: str, fit: FusionTables, metric: str) -> str:
     """Say why a fusion cannot be fitted to these tables; nothing if it can."""
     if name in ("ridge", "boosting_regression") and (fit.pairs is None or fit.pairs.ratings is None):
         return "it predicts ratings, and there are none"
-    if name == "boosting_lambdarank" and fit.lists is None:
+    if name in ("boosting_lambdarank", "two_task") and fit.lists is None:
         return "it learns from lists, and there are none"
+    if name == "two_task" and (fit.pairs is None or len(np.unique(fit.pairs.label)) < 2):
+        return "it learns likes too, and there are no pairs of both labels"
     return ""
 
 
