@@ -18,8 +18,8 @@ class TwoTask(FittedFusion):
 
     score = a + factor * max(b - cut, 0), where a is a logistic stacking of pairs and b one of lists, both standardised.
     A sum of both would lose in both tasks: what is watched says little of what is liked. With a hinge only rows at the
-    top of lists pay, which decide the ranking and are few among the rated pairs. Cut and factor are those that keep most
-    of both metrics on the fusion part, as shares of what each stacking reaches there alone.
+    top of lists pay, which decide the ranking and are few among the rated pairs. Cut and factor are those that keep
+    most of both metrics on the fusion part, as shares of what each stacking reaches there alone.
 
     Requirements:
         The extra `lab`; pairs of both labels, and lists. Members of which some rate and some rank.
