@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
-from llmrs_lightning.lab.sweep_file import Parallel
+from llmrs_lightning.lab.sweep_spec import Parallel
 from llmrs_lightning.lab.sweep_state import Record
 from llmrs_lightning.lab.trials import Trial
 
@@ -160,11 +160,14 @@ def end(jobs: list[Job], grace: float = _GRACE) -> None:
     for job in jobs:
         job.stop()
     latest = time.monotonic() + grace
-    while (left := [job for job in jobs if job.poll() is None]) and time.monotonic() < latest:
-        time.sleep(0.1)
-    for job in left:
-        job.kill()
-    while any(job.poll() is None for job in left):
+    try:
+        while any(job.poll() is None for job in jobs) and time.monotonic() < latest:
+            time.sleep(0.1)
+    finally:  # also where the user does not want to wait
+        for job in jobs:
+            if job.poll() is None:
+                job.kill()
+    while any(job.poll() is None for job in jobs):
         time.sleep(0.1)
 
 

@@ -99,12 +99,15 @@ class Pool:
         fingerprints = {trial.name: trial.fingerprint for trial in trials}
         lost = []
         for name, record in self.state.records.items():
-            job = self.launcher.find(name, record) if record.state in ("running", "stopped") else None
+            job = self.launcher.find(name, record) if record.state == "running" else None
             if job is not None and self.launcher.adopts and fingerprints.get(name) == record.fingerprint:
                 self._found[name] = job
             elif job is not None:
                 lost.append(job)
+                record.state = "stopped"
         end(lost)
+        if lost:
+            self.state.save()
 
     def run(self, queue: Queue) -> int:
         """Run until the queue is empty or a signal comes.
@@ -119,9 +122,9 @@ class Pool:
                         self._start(trial, queue)
                     if not self.running:
                         break
-                    self._look(queue)
                     self.view.tick()
                     time.sleep(self.every)
+                    self._look(queue)  # after the pause, so that what ended by itself does not count as stopped
             finally:  # also where looking itself went wrong: no trial is left alone
                 self._stop_all()
         return stop.signal

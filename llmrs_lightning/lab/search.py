@@ -8,7 +8,7 @@ from typing import Any
 
 from llmrs_lightning.errors import ConfigError, LLMRSError, require
 from llmrs_lightning.lab.progress import Followed
-from llmrs_lightning.lab.sweep_file import Dimension, Options, Search, Sweep
+from llmrs_lightning.lab.sweep_spec import Dimension, Options, Search, Sweep
 from llmrs_lightning.lab.sweep_state import Record, State, complete, metrics
 from llmrs_lightning.lab.trials import Trial, check, make_trial
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
@@ -65,34 +65,27 @@ class Searching:
     example: Trial
     retry_failed: bool = False
     study: Any = field(init=False)
-    _asked: dict[str, tuple[Any, Trial]] = field(default_factory=dict)
+    _asked: dict[str, Any] = field(default_factory=dict)
     _reported: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         optuna = require("optuna", "search", "a search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        search = self.search
         backend = optuna.storages.journal.JournalFileBackend(str(self.sweep.path / JOURNAL))
-        storage = optuna.storages.JournalStorage(backend)
-        names = {study.study_name: study for study in storage.get_all_studies()}
-        held = len(optuna.load_study(study_name=self.sweep.name, storage=storage).trials) if names else 0
-        seed = self.sweep.seeds[0] + held  # a search that goes on must not draw again what it has drawn
-        many = self.sweep.parallel.jobs > 1
-        samplers = {
-            "tpe": lambda: optuna.samplers.TPESampler(seed=seed, constant_liar=many),
-            "random": lambda: optuna.samplers.RandomSampler(seed=seed),
-        }
-        pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
         self.study = optuna.create_study(
             study_name=self.sweep.name,
-            storage=storage,
+            storage=optuna.storages.JournalStorage(backend),
             load_if_exists=True,
             direction="maximize" if self.maximize else "minimize",
-            sampler=samplers[search.sampler](),
-            pruner=pruners[search.pruner](),
+            pruner=optuna.pruners.MedianPruner() if self.search.pruner == "median" else optuna.pruners.NopPruner(),
         )
-        described = {"space": repr(search.space), "options": self.example.fingerprint}
-        if self.study.user_attrs.setdefault(_BASE, described) != described:
+        seed = self.sweep.seeds[0] + len(self.study.trials)  # one that goes on must not draw again what it has drawn
+        if self.search.sampler == "random":
+            self.study.sampler = optuna.samplers.RandomSampler(seed=seed)
+        else:
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=self.sweep.parallel.jobs > 1)
+        described = {"space": repr(self.search.space), "options": self.example.fingerprint}
+        if self.study.user_attrs.get(_BASE, described) != described:
             raise ConfigError(
                 "the folder holds a search of another space, base or metric",
                 where=str(self.sweep.path),
@@ -122,7 +115,7 @@ class Searching:
             if frozen.state == TrialState.RUNNING:
                 run = self.sweep.path / name
                 ended = record is not None and record.state in ("failed", "pruned")
-                if record is not None and not ended and complete(run):
+                if record is not None and record.state in ("running", "finished") and complete(run):
                     self.state.adopt(name, run)
                     self.study.tell(frozen.number, _value(run))
                     continue
@@ -158,7 +151,7 @@ class Searching:
                 self.state.put(trial.name, Record("failed", "", trial.command, message=str(error)))
                 self.study.tell(asked, state=optuna.trial.TrialState.FAIL)
                 continue
-            self._asked[trial.name] = asked, trial
+            self._asked[trial.name] = asked
             return trial
         return None
 
@@ -166,7 +159,7 @@ class Searching:
         """Tell Optuna the validation metric of a trial; the test part is never looked at."""
         from optuna.trial import TrialState
 
-        asked, _ = self._asked.pop(trial.name)
+        asked = self._asked.pop(trial.name)
         if record.state == "finished":
             self.study.tell(asked, _value(trial.run))
         else:
@@ -176,7 +169,7 @@ class Searching:
         """Report each new validation, and ask the pruner after it."""
         if self.search.pruner == "none":
             return False
-        asked, _ = self._asked[trial.name]
+        asked = self._asked[trial.name]
         seen = self._reported.get(trial.name, -1)
         for epoch, value in Followed().curve(trial):
             if epoch > seen:

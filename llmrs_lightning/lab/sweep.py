@@ -16,7 +16,8 @@ from llmrs_lightning.lab.pool import Listed, Pool, Queue
 from llmrs_lightning.lab.progress import Followed, Progress
 from llmrs_lightning.lab.search import Searching, corners
 from llmrs_lightning.lab.slurm import SlurmLauncher, read_options
-from llmrs_lightning.lab.sweep_file import Sweep, load_sweep
+from llmrs_lightning.lab.sweep_file import load_sweep
+from llmrs_lightning.lab.sweep_spec import Sweep
 from llmrs_lightning.lab.sweep_state import State, aside_of, described, headline, locked, put_aside
 from llmrs_lightning.lab.sweep_summary import compare_command, summary_table
 from llmrs_lightning.lab.trials import Trial, check, expand, seed_options, word

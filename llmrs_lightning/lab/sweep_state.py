@@ -95,8 +95,10 @@ class State:
         if record is None:
             return "unknown" if trial.run.exists() else "run"
         same = record.fingerprint == trial.fingerprint
-        if record.state in ("running", "stopped"):  # it may have ended after the sweep was killed
+        if record.state == "running":  # it may have ended after the sweep was killed
             return "keep" if same and complete(trial.run) else "run"
+        if record.state == "stopped":
+            return "run"
         if record.state == "finished":
             if not complete(trial.run):
                 return "run"
@@ -106,7 +108,7 @@ class State:
     def adopt(self, name: str, run: Path) -> None:
         """Take a trial as finished that ended after its sweep was killed."""
         record = self.records[name]
-        if record.state in ("running", "stopped"):
+        if record.state == "running":
             record.state, record.exit_code = "finished", None
             record.seconds = round(float(metrics(run)["seconds"]["total"]), 2)
             self.save()

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from llmrs_lightning.errors import ConfigError, LLMRSError
-from llmrs_lightning.lab.sweep_file import Options, Sweep, SweepError, Variant
+from llmrs_lightning.lab.sweep_spec import Options, Sweep, SweepError, Variant
 
 SEED_OPTIONS = ("seed_everything", "data.splitter.init_args.seed")
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from lab.sweeping import sweep_file, write
 
 from llmrs_lightning.errors import ConfigError
-from llmrs_lightning.lab.sweep_file import Dimension, SweepError, flatten, load_sweep, overlap
+from llmrs_lightning.lab.sweep_file import load_sweep
+from llmrs_lightning.lab.sweep_spec import Dimension, SweepError, flatten, overlap
 
 NAMES = st.from_regex(r"[a-z]{1,3}", fullmatch=True)
 

@@ -19,7 +19,8 @@ from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.lab.launch import ProcessLauncher, end
 from llmrs_lightning.lab.sweep import run
-from llmrs_lightning.lab.sweep_file import Parallel, load_sweep
+from llmrs_lightning.lab.sweep_file import load_sweep
+from llmrs_lightning.lab.sweep_spec import Parallel
 from llmrs_lightning.lab.sweep_state import Record, State, locked
 from llmrs_lightning.lab.trials import Trial, check, expand
 

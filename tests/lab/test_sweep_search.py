@@ -15,7 +15,8 @@ from lab.sweeping import FakeJob, FakeLauncher, sweep_file
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.lab.search import Searching, corners
 from llmrs_lightning.lab.sweep import run
-from llmrs_lightning.lab.sweep_file import Sweep, load_sweep
+from llmrs_lightning.lab.sweep_file import load_sweep
+from llmrs_lightning.lab.sweep_spec import Sweep
 from llmrs_lightning.lab.sweep_state import State, locked
 from llmrs_lightning.lab.trials import Trial, check
 
@@ -148,8 +149,9 @@ def test_another_space_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     sweep = searched(tmp_path, 2)
     assert go(sweep, FakeLauncher()) == 0
     sweep.search.space[RATE].high = 0.5  # type: ignore[union-attr]
-    with pytest.raises(ConfigError, match="another space"):
-        go(sweep, FakeLauncher())
+    for other in (sweep, searched(tmp_path, 2, "log_loss")):
+        with pytest.raises(ConfigError, match="another space"):
+            go(other, FakeLauncher())
 
 
 def test_every_end_of_the_space_is_checked_before_the_first_trial(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.sweeping import BASE, sweep_file, write
 
-from llmrs_lightning.lab.sweep_file import Sweep, SweepError, Variant, load_sweep
+from llmrs_lightning.lab.sweep_file import load_sweep
+from llmrs_lightning.lab.sweep_spec import Sweep, SweepError, Variant
 from llmrs_lightning.lab.trials import check, expand, resolve
 from llmrs_lightning.training.config import build
 
