@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmrs_lightning.errors import ConfigError, DataError, require
-from llmrs_lightning.fusion.fitted import FittedFusion
+from llmrs_lightning.fusion.fitted import FittedFusion, predicted_ratings
 from llmrs_lightning.fusion.normalization import Normalization
-from llmrs_lightning.fusion.stacking import LogisticStacking, RidgeStacking
-from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
+from llmrs_lightning.fusion.stacking import DEPTH, LogisticStacking, RidgeStacking
+from llmrs_lightning.fusion.table import Floats, FusionTables, Ids, ScoreTable, starts_of
 
-_DEPTH = 200  # of lists: rows that no member puts higher tell nothing
+_BLIND, _DRAWS = 10, 20  # trees where nothing can be held out; tries to hold something out
 
 Objective = Literal["binary", "regression", "lambdarank"]
 
@@ -22,8 +22,9 @@ class GradientBoosting(FittedFusion):
     """LightGBM on member scores and on what is known of group and item; trees correct a linear stacking.
 
     Trees start from the fitted stacking (logistic regression, or ridge regression of ratings), since a few thousand
-    rows are too few to learn an average by splits. Their number is chosen on a fifth of the groups, and the trees are
-    then grown again on all of them.
+    rows are too few to learn an average by splits. Their number is chosen on a fifth of the groups (of the pairs, where
+    groups are too few to have both labels on both sides), and the trees are then grown again on all rows; where no part
+    can be held out, it is at most 10.
 
     Requirements:
         The extra `lab`. `lambdarank` needs lists, `regression` pairs with ratings.
@@ -96,44 +97,59 @@ class GradientBoosting(FittedFusion):
         """Grow the trees."""
         boosting = require("lightgbm", "lab", "gradient boosting")
         ranks = self.objective == "lambdarank"
-        table = tables.of("ndcg@10" if ranks else metric if self.objective == "binary" else "rmse")
         self.rates = self.objective == "regression"
-        if self.rates and table.rating is None:
+        table = tables.of("ndcg@10" if ranks else "auc" if self.rates else metric)
+        if not self.rates:
+            table.check_classes("the fusion part")
+        elif table.rating is None:
             raise DataError(
                 "regression needs ratings", where="objective", found="no rating in the fusion part", allowed="binary"
             )
+        self.reads_ratings = self.rates and table.ratings is not None
         self.normalization = Normalization("z-score")
         self.normalization.fit(tables.pairs)
         self._linear: FittedFusion | None = None
         if self.start:
             self._linear = RidgeStacking() if self.rates else LogisticStacking()
             self._linear.fit(tables, "ndcg@10" if table.ranked else metric)
-        table = table.top(_DEPTH) if table.ranked else table
         self.feature_names = table.feature_names if self.features else ()
-        inputs, start = self._inputs(table), self._start(table)
+        rows = np.flatnonzero(table.listed(DEPTH))
+        inputs, start = self._inputs(table, rows), self._start(table)[rows]
+        table = table.take(rows)
         target = table.rating if self.rates else table.label
         assert target is not None
 
-        def data(rows: NDArray[np.bool_]) -> Any:
-            groups = np.diff(table.take(rows).starts) if ranks else None
-            return boosting.Dataset(inputs[rows], target[rows], group=groups, init_score=start[rows])
+        def data(some: NDArray[np.bool_]) -> Any:
+            groups = np.diff(starts_of(table.group[some])) if ranks else None
+            return boosting.Dataset(inputs[some], target[some], group=groups, init_score=start[some])
 
-        groups = np.unique(table.group)
-        held_out = np.random.default_rng(self.seed).permutation(groups)[: max(len(groups) // 5, 1)]
-        choosing = np.isin(table.group, held_out)
-        trees, everything = self.rounds, np.ones(len(table), bool)
-        if not choosing.all():
+        choosing, trees = self._held_out(table), min(self.rounds, _BLIND)
+        if choosing is not None:
             stop = boosting.early_stopping(30, verbose=False)
             trial = boosting.train(
                 self.parameters, data(~choosing), self.rounds, valid_sets=[data(choosing)], callbacks=[stop]
             )
-            trees = trial.best_iteration
-        self._model = boosting.train(self.parameters, data(everything), trees)
+            trees = max(trial.best_iteration, 1)
+        self._model = boosting.train(self.parameters, data(np.ones(len(table), bool)), trees)
 
-    def _inputs(self, table: ScoreTable) -> NDArray[np.float32]:
-        parts = [table.scores, self.normalization(table)]
-        parts += [table.ratings] if self.rates and table.ratings is not None else []
-        return np.concatenate([*parts, *([table.features] if self.feature_names else [])], 1).astype(np.float32)
+    def _held_out(self, table: ScoreTable) -> NDArray[np.bool_] | None:
+        """Draw a fifth of the groups, or of the pairs, with both labels on both sides; None where there is none."""
+        rng, label = np.random.default_rng(self.seed), table.label > 0
+        for unit in (table.group,) if table.ranked else (table.group, np.arange(len(table))):
+            units = np.unique(unit)
+            for _ in range(_DRAWS):
+                mask = np.isin(unit, rng.permutation(units)[: max(len(units) // 5, 1)])
+                sides = [label[mask], label[~mask]]
+                if all(len(side) and (self.rates or 0 < side.sum() < len(side)) for side in sides):
+                    return mask
+        return None
+
+    def _inputs(self, table: ScoreTable, rows: Ids | slice = slice(None)) -> NDArray[np.float32]:
+        """Lay out what trees read of some rows; normalised within the whole table."""
+        parts: list[NDArray[Any]] = [table.scores, self.normalization(table)]
+        parts += [predicted_ratings(table)] if self.reads_ratings else []
+        parts += [table.features] if self.feature_names else []
+        return np.concatenate([part[rows].astype(np.float32) for part in parts], 1)
 
     def _start(self, table: ScoreTable) -> Floats:
         return np.zeros(len(table)) if self._linear is None else self._linear.score(table)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
-from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
+from llmrs_lightning.errors import DataError
+from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable, check_metric
 
 
 class FittedFusion(ABC):
@@ -17,12 +17,10 @@ class FittedFusion(ABC):
     Attributes:
         members: Names of the members; known after `fit`.
         rates: Scores are predicted ratings.
-        learns: It reads labels, so that rows of both classes are needed.
     """
 
     members: tuple[str, ...]
     rates: bool = False
-    learns: ClassVar[bool] = True
 
     def fit(self, tables: FusionTables, metric: str) -> None:
         """Fit to the tables of the fusion part.
@@ -33,13 +31,13 @@ class FittedFusion(ABC):
                 on pairs.
 
         Raises:
-            DataError: If a table cannot be used, or the one that `metric` needs is not there.
-            ConfigError: If the options do not fit the members.
+            DataError: If a table cannot be used, or the one that `metric` needs is not there or has labels of one kind.
+            ConfigError: If the options do not fit the members, or there is no such metric.
         """
-        needed = tables.of(metric) if self.learns else None
+        check_metric(metric)
         for table in (tables.pairs, tables.lists):
             if table is not None:
-                table.check("the fusion part", fit=table is needed)
+                table.check("the fusion part")
         self.members = tables.members
         self.learn(tables, metric)
 
@@ -54,3 +52,18 @@ class FittedFusion(ABC):
     def summary(self) -> dict[str, float]:
         """Return weights or importances by member or feature; empty for a rule."""
         return {}
+
+
+def predicted_ratings(table: ScoreTable) -> Floats:
+    """Return the members' predicted ratings, (R, M).
+
+    Raises:
+        DataError: If some member predicts none.
+    """
+    if table.ratings is None:
+        raise DataError(
+            "the fusion reads ratings that members predict, and the table has none",
+            where="the lists" if table.ranked else "the pairs",
+            fix="score the same kind of table that it was fitted to",
+        )
+    return table.ratings

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.fusion.table import Floats, ScoreTable
 
 Kind = Literal["none", "min-max", "z-score", "rank", "sigmoid"]
@@ -34,7 +35,9 @@ class Normalization:
 
     def fit(self, pairs: ScoreTable | None) -> None:
         """Keep what the scores of pairs are compared with; None where there are only lists."""
-        self._sorted: Floats | None = None if pairs is None else np.sort(pairs.scores, 0)
+        self._sorted: Floats | None = None
+        if pairs is not None and self.kind not in ("none", "sigmoid"):
+            self._sorted = np.sort(pairs.scores, 0)
 
     def __call__(self, table: ScoreTable) -> Floats:
         """Return the normalised scores, (R, M)."""
@@ -42,15 +45,21 @@ class Normalization:
         if self.kind == "none":
             return scores
         if self.kind == "sigmoid":
-            return 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+            return logistic(scores)
         if table.ranked:
             return self._in_lists(table)
-        assert self._sorted is not None
-        if self.kind == "z-score":
-            return _ratio(scores - self._sorted.mean(0), np.broadcast_to(self._sorted.std(0), scores.shape), 0.0)
+        if self._sorted is None:
+            raise DataError(
+                "pairs can only be compared with pairs of the fusion part",
+                where=f"normalization {self.kind}",
+                found="lists only in the fusion part",
+                fix="fit to pairs too, or use none or sigmoid",
+            )
         low, high = self._sorted[0], self._sorted[-1]
+        if self.kind == "z-score":
+            return _ratio(scores - self._sorted.mean(0), self._sorted.std(0), high > low, 0.0)
         if self.kind == "min-max":
-            return _ratio(scores - low, np.broadcast_to(high - low, scores.shape), 0.5)
+            return _ratio(scores - low, high - low, high > low, 0.5)
         below = [
             (np.searchsorted(known, column) + np.searchsorted(known, column, "right")) / (2 * len(known))
             for known, column in zip(self._sorted.T, scores.T, strict=True)
@@ -61,15 +70,21 @@ class Normalization:
         scores, lengths = table.scores, table.lengths[:, None]
         if self.kind == "rank":
             return (lengths - table.ranks + 0.5) / lengths
+        low, high = table.by_list(scores, np.minimum), table.by_list(scores, np.maximum)
         if self.kind == "min-max":
-            low, high = table.by_group(scores, np.minimum), table.by_group(scores, np.maximum)
-            return _ratio(scores - low, high - low, 0.5)
-        centred = scores - table.by_group(scores, np.add) / lengths
-        return _ratio(centred, np.sqrt(table.by_group(centred**2, np.add) / lengths), 0.0)
+            return _ratio(scores - low, high - low, high > low, 0.5)
+        centred = scores - table.by_list(scores, np.add) / lengths
+        return _ratio(centred, np.sqrt(table.by_list(centred**2, np.add) / lengths), high > low, 0.0)
 
 
-def _ratio(value: Floats, unit: Floats, otherwise: float) -> Floats:
-    """Divide, and put `otherwise` where the unit is 0, or nothing but rounding errors."""
-    real = unit > 1e-12
+def logistic(scores: Floats) -> Floats:
+    """Return 1 / (1 + exp(-score)), without overflow."""
+    value: Floats = 1 / (1 + np.exp(-np.clip(scores, -500, 500)))
+    return value
+
+
+def _ratio(value: Floats, unit: Floats, varies: NDArray[np.bool_], otherwise: float) -> Floats:
+    """Divide, and put `otherwise` where scores do not vary, whatever rounding made of the unit."""
+    real = np.broadcast_to(varies & (unit > 0), value.shape)
     ratio: Floats = np.divide(value, unit, out=np.full_like(value, otherwise), where=real)
     return ratio

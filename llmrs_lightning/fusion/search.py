@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmrs_lightning.errors import ConfigError
-from llmrs_lightning.fusion.fitted import FittedFusion
+from llmrs_lightning.errors import ConfigError, DataError
+from llmrs_lightning.fusion.fitted import FittedFusion, predicted_ratings
 from llmrs_lightning.fusion.normalization import Kind, Normalization
-from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
+from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable, check_metric
 
 _DEPTH = 100  # of lists, while weights are looked for
 
@@ -23,6 +23,8 @@ class WeightSearch(FittedFusion):
     """
 
     def __init__(self, metric: str | None = None, normalization: Kind = "z-score") -> None:
+        if metric is not None:
+            check_metric(metric)
         self.metric, self.normalization = metric, Normalization(normalization)
 
     def learn(self, tables: FusionTables, metric: str) -> None:
@@ -31,16 +33,29 @@ class WeightSearch(FittedFusion):
         metric = self.metric or metric
         table = tables.of(metric)
         self.rates = metric == "rmse"
+        inputs = self._inputs(table)
+        if not self.rates:
+            table.check_classes("the fusion part")
         if table.ranked:
-            table = table.top(_DEPTH)
-        self.weights = self.search(self._inputs(table), table, metric)
+            # lists in which nothing is to be found have no metric, nor do places behind the first have a part in it
+            found = table.by_list(table.label, np.maximum) > 0
+            rows = table.listed(max(_DEPTH, int(metric.partition("@")[2]))) & found
+            inputs, table = inputs[rows], table.take(rows)
+        if np.isnan(table.metric(inputs[:, 0], metric)):
+            raise DataError(
+                f"{metric} is not defined on the fusion part",
+                where="--metric",
+                found="no user with positive and negative rows",
+                fix="choose auc, or raise data.splitter.init_args.fusion",
+            )
+        self.weights = self.search(inputs, table, metric)
 
     def search(self, inputs: Floats, table: ScoreTable, metric: str) -> Floats:
         """Return weights (M,), at least 0 and 1 in sum, for the inputs (R, M)."""
         raise NotImplementedError
 
     def _inputs(self, table: ScoreTable) -> Floats:
-        return table.ratings if self.rates and table.ratings is not None else self.normalization(table)
+        return predicted_ratings(table) if self.rates else self.normalization(table)
 
     def score(self, table: ScoreTable) -> Floats:
         """Average with the weights found."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from llmrs_lightning.errors import ConfigError, DataError, require
-from llmrs_lightning.fusion.fitted import FittedFusion
+from llmrs_lightning.fusion.fitted import FittedFusion, predicted_ratings
 from llmrs_lightning.fusion.normalization import Kind, Normalization
 from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
 
-_DEPTH = 200  # of lists: rows that no member puts higher tell nothing
+DEPTH = 200  # of lists: rows that no member puts higher tell nothing
 
 
 class LogisticStacking(FittedFusion):
@@ -37,9 +37,10 @@ class LogisticStacking(FittedFusion):
         linear = require("sklearn.linear_model", "lab", "stacking")
         self.normalization.fit(tables.pairs)
         table = tables.of(metric)
-        table = table.top(_DEPTH) if table.ranked else table
+        table.check_classes("the fusion part")
+        rows = table.listed(DEPTH)
         model = linear.LogisticRegression(C=self.strength, max_iter=1000)
-        model.fit(self.normalization(table), table.label)
+        model.fit(self.normalization(table)[rows], table.label[rows])
         self._weights, self._intercept = model.coef_[0], float(model.intercept_[0])
 
     def score(self, table: ScoreTable) -> Floats:
@@ -80,12 +81,14 @@ class RidgeStacking(FittedFusion):
                 "ridge stacking needs scored pairs", where="ridge", found="lists only", fix="use logistic stacking"
             )
         self.rates = table.rating is not None and table.ratings is not None
+        if not self.rates:
+            table.check_classes("the fusion part")
         model = linear.Ridge(alpha=self.penalty)
         model.fit(self._inputs(table), table.rating if self.rates else table.label)
         self._weights, self._intercept = np.asarray(model.coef_), float(model.intercept_)
 
     def _inputs(self, table: ScoreTable) -> Floats:
-        return table.ratings if self.rates and table.ratings is not None else table.scores
+        return predicted_ratings(table) if self.rates else table.scores
 
     def score(self, table: ScoreTable) -> Floats:
         """Return the predicted rating, or what is in its place."""

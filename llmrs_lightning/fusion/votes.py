@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.fusion.fitted import FittedFusion
-from llmrs_lightning.fusion.normalization import Kind, Normalization
+from llmrs_lightning.fusion.normalization import Kind, Normalization, logistic
 from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
 
 _CELLS = 1 << 25
@@ -20,8 +20,6 @@ class Rule(FittedFusion):
     Args:
         normalization: How member scores come to one scale.
     """
-
-    learns: ClassVar[bool] = False
 
     def __init__(self, normalization: Kind = "none") -> None:
         self.normalization = Normalization(normalization)
@@ -75,35 +73,39 @@ class Average(Rule):
 class MajorityVote(Rule):
     """Share of the members that vote for a row: by a probability of at least one half, or in a list by a place on top.
 
-    Rows with equally many votes stay tied, and metrics count ties by their expectation.
+    Where members give no probability, a score above the member's median in the fusion part is a vote. Rows with
+    equally many votes stay tied, and metrics count ties by their expectation.
 
     Args:
         depth: First places of a list that count as a vote.
     """
 
     def __init__(self, depth: int = 10) -> None:
-        super().__init__()
+        super().__init__("rank")
         self.depth = _at_least_one("depth", depth)
 
     def score(self, table: ScoreTable) -> Floats:
         """Count votes."""
         if table.ranked:
             return np.asarray((table.ranks <= self.depth).mean(1))
-        votes = table.scores >= 0 if table.probabilities is None else table.probabilities >= 0.5
-        share: Floats = votes.mean(1)
-        return share
+        if table.probabilities is not None:
+            return np.asarray((table.probabilities >= 0.5).mean(1))
+        return np.asarray((self.normalization(table) > 0.5).mean(1))
 
 
 class SoftVote(Rule):
-    """Mean probability: of a positive for pairs, of being the one chosen (softmax of the scores) in a list."""
+    """Mean probability: of a positive for pairs, of being the one chosen (softmax of the scores) in a list.
+
+    Where members give no probability of a positive, it is the logistic function of the score.
+    """
 
     def score(self, table: ScoreTable) -> Floats:
         """Average probabilities."""
         if not table.ranked:
             probability = table.probabilities
-            return np.asarray((1 / (1 + np.exp(-table.scores)) if probability is None else probability).mean(1))
-        odds = np.exp(table.scores - table.by_group(table.scores, np.maximum))
-        share: Floats = (odds / table.by_group(odds, np.add)).mean(1)
+            return np.asarray((logistic(table.scores) if probability is None else probability).mean(1))
+        odds = np.exp(table.scores - table.by_list(table.scores, np.maximum))
+        share: Floats = (odds / table.by_list(odds, np.add)).mean(1)
         return share
 
 

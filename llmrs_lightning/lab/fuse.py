@@ -65,7 +65,7 @@ def fuse_all(tables: Tables, names: Sequence[str], metric: str, missing: Any = "
     fit, test = tables.part("fusion", missing), tables.part("test", missing)
     for table in (test.pairs, test.lists):
         if table is not None:
-            table.check("the test part", fit=False)
+            table.check("the test part")
     done: dict[str, Fused] = {}
     for name in (bar := tqdm(names, desc="fuse", unit="fusion", delay=2, leave=False)):
         bar.set_postfix_str(name)
