@@ -47,7 +47,7 @@ Instead of variants and grid, a search by the monitored validation metric (pip i
       model.optimizer.learning_rate: {low: 1.0e-4, high: 1.0e-2, log: true}
       model.encoder.init_args.pooling: [mean, cls]
 An option is laid over the base as on the command line: a part keeps the arguments that are not named, even under
-another class that has them too; `x: null` in a configuration between the two clears them.
+another class that has them too. `config: clear.yaml`, with `x: null` in it, clears them where x may be null.
 
 The same command goes on where a sweep was stopped: finished trials are kept, half-done ones are run again. A finished
 trial whose options have changed since is refused; --rerun-changed moves its run to runs/NAME.aside and runs it again.
