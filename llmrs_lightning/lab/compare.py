@@ -47,10 +47,35 @@ def compare(args: Sequence[str]) -> None:
         "--csv": lambda: comma_separated(board),
         "--latex": lambda: latex(board, title),
     }
+    section = None if known.into is None else _section(known.into)
     show("", terminal(board), caption(board), *(f"note: {warning}" for warning in board.warnings))
     for option, path in outputs.items():
         _write(option, path, writers[option]())
         show(f"{option.removeprefix('--').replace('out', 'page'):<10}{path}")
+    if section is not None:
+        before, after, path = section
+        _write("--into", path, f"{before}\n{markdown(board).strip()}\n{after}")
+        show(f"into      {path}")
+
+
+def _section(into: str) -> tuple[str, str, Path]:
+    """Part a Markdown file around the table that is to be replaced: what stands before and behind it, and its path."""
+    name, _, section = into.partition("#")
+    path, opening, closing = Path(name), f"<!-- table: {section} -->", "<!-- end of table -->"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("the file cannot be read", where=f"--into {into}", found=str(error)) from error
+    before, found, rest = text.partition(opening)
+    _, closed, after = rest.partition(closing)
+    if not section or not found or not closed:
+        raise ConfigError(
+            "the file has no place for this table",
+            where=f"--into {into}",
+            found=f"no {opening} with {closing} behind it",
+            fix=f"put both lines where the table is to stand: {opening} and {closing}",
+        )
+    return before + opening, closing + after, path
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -64,6 +89,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, globs")
     parser.add_argument("--out", metavar="F.html", help="write a page that needs no network")
     parser.add_argument("--markdown", metavar="F", help="write the table as Markdown")
+    parser.add_argument(
+        "--into",
+        metavar="F.md#NAME",
+        help="replace what stands between <!-- table: NAME --> and <!-- end of table --> in a Markdown file",
+    )
     parser.add_argument("--csv", metavar="F", help="write one line a system and metric, with every test")
     parser.add_argument("--latex", metavar="F", help="write the table for LaTeX, with booktabs")
     parser.add_argument(
