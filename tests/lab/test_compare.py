@@ -379,7 +379,7 @@ def test_the_command_writes_what_is_asked_for(two: Path, tmp_path: Path, capsys:
 
 def test_a_table_is_put_into_a_file(two: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "README.md"
-    file.write_text("head\n<!-- table: a -->\nold\n<!-- end of table -->\ntail\n")
+    file.write_text("head\n<!-- table: a -->\nbefore it\n<!-- end of table -->\ntail\n")
     words = ["compare", str(two / "demo"), "--samples", "200", "--metrics", "auc", "--into"]
     for _ in range(2):  # the second time replaces what the first has put
         assert main([*words, f"{file}#a"]) == 0
@@ -387,7 +387,7 @@ def test_a_table_is_put_into_a_file(two: Path, tmp_path: Path, capsys: pytest.Ca
     assert text.startswith("head\n<!-- table: a -->\n| system |")
     assert text.endswith("<!-- end of table -->\ntail\n")
     assert text.count("| system |") == 1
-    assert "old" not in text
+    assert "before it" not in text
     assert main([*words, f"{file}#b"]) == 2
     assert "<!-- table: b -->" in capsys.readouterr().err
     assert file.read_text() == text
