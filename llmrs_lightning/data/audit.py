@@ -280,12 +280,12 @@ def _columns(rows: _Rows) -> Finding:
 
 def _histories(rows: _Rows) -> list[Finding]:
     parts = [part for part in PARTS if part in rows.module.parts]
-    histories = {part: rows.module.horizon(cast(Stage, part)).history for part in parts}
-    return [_history(rows, part, history) for part, history in histories.items() if history is not None]
+    horizons = {part: rows.module.horizon(cast(Stage, part)) for part in parts}
+    return [_history(rows, part, h.history, h.around) for part, h in horizons.items() if h.history is not None]
 
 
-def _history(rows: _Rows, part: str, history: History) -> Finding:
-    """Check that the history holds rows of allowed parts alone, and gives each row of the part its past alone."""
+def _history(rows: _Rows, part: str, history: History, around: bool) -> Finding:
+    """Check that the history holds rows of allowed parts alone, and gives no row its own moment, or what follows it."""
     check, times = f"history of {part}", rows.events.timestamp
     assert times is not None
     found = np.zeros(len(rows.code), bool)
@@ -296,7 +296,10 @@ def _history(rows: _Rows, part: str, history: History) -> Finding:
         return Finding(check, "leak", what, int(found.sum()), len(history), examples)
     target = np.flatnonzero(rows.of(part))
     for chunk in np.split(target, range(_CHUNK, len(target), _CHUNK)):
-        past = history.before(rows.events.user[chunk], times[chunk], max(history.longest, 1))
+        look = history.around if around else history.before
+        past = look(rows.events.user[chunk], times[chunk], max(history.longest, 1))
         found[chunk] = ((past.ages <= 0) & past.mask).any(1)
     what, none = "rows whose history holds events of their own time or later", "each row sees its past alone"
+    if around:
+        what, none = "rows whose history holds events of their own time", "each row sees other moments alone, as asked"
     return replace(rows.finding(check, "leak", what, found, none), of=len(target))

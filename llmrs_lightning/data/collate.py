@@ -130,6 +130,7 @@ class Horizon:
         texts: None for a model without text.
         history: The users' events; None where no history is asked for.
         limit: Events of a history that a row carries, the latest ones.
+        around: Whether a row sees events after its moment too.
         augmentation: Varies the texts of training batches; None elsewhere.
     """
 
@@ -137,6 +138,7 @@ class Horizon:
     texts: Texts | None = None
     history: History | None = None
     limit: int = 0
+    around: bool = False
     augmentation: TextAugmentation | None = None
 
     def side(
@@ -167,7 +169,8 @@ class Horizon:
                 varied = self._without_a_field(ids, draw)
                 batch.texts = self.texts.store.batch(varied, augmentation=self.augmentation, seeds=draw)
         if self.history is not None and name == "user":
-            batch.past = PastBatch.of(self.history.before(position, time, self.limit))
+            look = self.history.around if self.around else self.history.before
+            batch.past = PastBatch.of(look(position, time, self.limit))
         return batch
 
     def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:

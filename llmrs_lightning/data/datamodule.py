@@ -65,6 +65,8 @@ class RecDataModule(pl.LightningDataModule):
         user_past: Text out of what a user did before, behind `user_text`; null for none.
         item_past: Text out of what was written of an item before, behind `item_text`; null for none.
         history: Events of a user's past that a row carries, the latest ones; 0 for none.
+        history_window: `past` are the events before a row. `around` are the nearest events before and after it, of the
+            parts that it may see: for splits without an order in time, whose test rows have later training rows.
         augmentation: Varies the texts of training batches; null for none.
         num_workers: Worker processes of each loader.
         seed: Seed of batch order and negatives; the command line takes `seed_everything` for null.
@@ -88,6 +90,7 @@ class RecDataModule(pl.LightningDataModule):
         user_past: PastText | None = None,
         item_past: PastText | None = None,
         history: int = 0,
+        history_window: Literal["past", "around"] = "past",
         augmentation: TextAugmentation | None = None,
         num_workers: int = 0,
         seed: int | None = None,
@@ -110,6 +113,14 @@ class RecDataModule(pl.LightningDataModule):
         if history < 0:
             raise ConfigError("a history has no fewer events than none", where="data.history", found=str(history))
         self.source, self.schema, self.splitter = source, schema or Schema(), splitter or RandomSplit()
+        if history_window == "around" and self.splitter.clock != "none":
+            raise ConfigError(
+                "a split by time promises that no row sees what comes after it",
+                where="data.history_window",
+                found=f"around, with {type(self.splitter).__name__}",
+                allowed="past; around for RandomSplit and splits of whole users or items",
+            )
+        self.history_window = history_window
         self.user_text, self.item_text = user_text, item_text
         self.tokenizer, self.max_length, self.cache_dir = tokenizer, max_length, cache_dir
         self.batch_size, self.eval_batch_size, self.sampler = batch_size, eval_batch_size, sampler
@@ -214,6 +225,7 @@ class RecDataModule(pl.LightningDataModule):
                 texts,
                 self._past(rows) if self.history else None,
                 self.history,
+                self.history_window == "around",
             )
         return self._horizons[seen]
 

@@ -139,21 +139,50 @@ class History:
         Raises:
             ConfigError: If `limit` is below 1.
         """
+        user, timestamp, first, last = self._ranges(user, timestamp, limit)
+        end = before(self.times, first, last, timestamp)
+        return self._events(np.maximum(first, end - limit), end, end, end, timestamp)
+
+    def around(self, user: Ids, timestamp: Ids, limit: int) -> Past:
+        """Return what each user did around a moment, before and after; an event at the very moment is not in it.
+
+        Half of the events are those right before, half those right after; where one side has fewer, the other gives
+        more. Ages are distances in time.
+
+        Args:
+            user: (B,) positions in the users table; -1, an unknown user, has no past.
+            timestamp: (B,) seconds.
+            limit: Events to keep, the nearest ones.
+
+        Raises:
+            ConfigError: If `limit` is below 1.
+        """
+        user, timestamp, first, last = self._ranges(user, timestamp, limit)
+        end = before(self.times, first, last, timestamp)
+        begin = before(self.times, first, last, timestamp + 1)
+        after = np.minimum(last - begin, np.maximum(limit // 2, limit - (end - first)))
+        return self._events(np.maximum(first, end - (limit - after)), end, begin, begin + after, timestamp)
+
+    def _ranges(self, user: Ids, timestamp: Ids, limit: int) -> tuple[Ids, Ids, Ids, Ids]:
+        """Return users and moments, and where the events of each user begin and end."""
         if limit < 1:
             raise ConfigError("a history needs room for an event", where="limit", found=str(limit), allowed="1 or more")
         user, timestamp = np.asarray(user, np.int64), np.asarray(timestamp, np.int64)
         first = self.offsets[user]
         last = np.where(user < 0, first, self.offsets[np.minimum(user + 1, len(self.offsets) - 1)])
-        end = before(self.times, first, last, timestamp)
-        start = np.maximum(first, end - limit)
-        lengths = end - start
+        return user, timestamp, first, last
+
+    def _events(self, start: Ids, end: Ids, begin: Ids, stop: Ids, timestamp: Ids) -> Past:
+        """Read the events from `start` to `end` and from `begin` to `stop`, (B,) each."""
+        earlier = end - start
+        lengths = earlier + stop - begin
         column = np.arange(max(int(lengths.max(initial=0)), 1))
         mask = column < lengths[:, None]
-        place = (start[:, None] + column)[mask]
+        place = np.where(column < earlier[:, None], start[:, None] + column, (begin - earlier)[:, None] + column)[mask]
         items, ages = np.full(mask.shape, NO_ITEM, np.int64), np.zeros(mask.shape, np.int64)
         ratings = np.zeros(mask.shape, np.float32)
         items[mask], ratings[mask] = self.items[place], self.ratings[place]
-        ages[mask] = np.repeat(timestamp, lengths) - self.times[place]
+        ages[mask] = np.abs(np.repeat(timestamp, lengths) - self.times[place])
         return Past(items, ratings, ages, mask)
 
     @classmethod

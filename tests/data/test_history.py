@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.history import ALLOWED, History, fingerprint
 from llmrs_lightning.data.schema import PARTS, Interactions, RecData
+from llmrs_lightning.data.sources import Checkerboard
+from llmrs_lightning.data.splits import LeaveLastOut
 from llmrs_lightning.errors import ConfigError, DataError
 
 
@@ -59,6 +62,31 @@ def test_agrees_with_brute_force(log, limit, seed):
         assert not past.ratings[b, n:].any()
     assert past.items.shape == (20, max(1, *map(len, expected)))
     assert (past.ages[past.mask] > 0).all()
+
+
+@settings(max_examples=60)
+@given(log=logs(), limit=st.integers(1, 20), seed=st.integers(0, 99))
+def test_around_agrees_with_brute_force(log, limit, seed):
+    data, rows = log
+    rng = np.random.default_rng(seed)
+    user, moment = rng.integers(-1, 6, 20), rng.integers(-1, 42, 20)
+    around = History.build(data, rng.permutation(rows)).around(user, moment, limit)
+    events = data.interactions
+    for b, (u, m) in enumerate(zip(user, moment, strict=True)):
+        mine = sorted((r for r in rows if events.user[r] == u), key=lambda r: (events.timestamp[r], r))
+        earlier = [r for r in mine if events.timestamp[r] < m]
+        later = [r for r in mine if events.timestamp[r] > m]
+        after = min(len(later), max(limit // 2, limit - len(earlier)))
+        expected = earlier[max(len(earlier) - (limit - after), 0) :] + later[:after]
+        n = len(expected)
+        assert around.mask[b].sum() == n == min(limit, len(earlier) + len(later))
+        assert around.items[b, :n].tolist() == [events.item[r] for r in expected]
+        assert around.ages[b, :n].tolist() == [abs(m - events.timestamp[r]) for r in expected]
+
+
+def test_around_is_refused_where_time_parts():
+    with pytest.raises(ConfigError, match="no row sees what comes after"):
+        RecDataModule(Checkerboard(), splitter=LeaveLastOut(), history=5, history_window="around")
 
 
 @settings(max_examples=30)
