@@ -109,9 +109,9 @@ class GradientBoosting(FittedFusion):
         self.normalization = Normalization("z-score")
         self.normalization.fit(tables.pairs)
         self._linear: FittedFusion | None = None
-        if self.start:
+        if self.start and (self.reads_ratings or not self.rates):
             self._linear = RidgeStacking() if self.rates else LogisticStacking()
-            self._linear.fit(tables, "ndcg@10" if table.ranked else metric)
+            self._linear.fit(tables, "ndcg@10" if table.ranked else "auc")
         self.feature_names = table.feature_names if self.features else ()
         rows = np.flatnonzero(table.listed(DEPTH))
         inputs, start = self._inputs(table, rows), self._start(table)[rows]
@@ -121,7 +121,8 @@ class GradientBoosting(FittedFusion):
 
         def data(some: NDArray[np.bool_]) -> Any:
             groups = np.diff(starts_of(table.group[some])) if ranks else None
-            return boosting.Dataset(inputs[some], target[some], group=groups, init_score=start[some])
+            first = None if self._linear is None else start[some]  # without one, trees start from the mean
+            return boosting.Dataset(inputs[some], target[some], group=groups, init_score=first)
 
         choosing, trees = self._held_out(table), min(self.rounds, _BLIND)
         if choosing is not None:

@@ -15,17 +15,17 @@ import torch
 from tqdm.auto import tqdm
 
 from llmrs_lightning.data.schema import ITEM, LABEL, RATING, USER
-from llmrs_lightning.errors import ConfigError, listing, require, suggestion
+from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing, require, suggestion
 from llmrs_lightning.fusion.registry import FUSIONS
-from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
-from llmrs_lightning.lab.score_tables import Tables, add_member, read_files, read_qrels, read_runs
+from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable, check_metric
+from llmrs_lightning.lab.score_tables import PARTS, Tables, add_member, read_files, read_qrels, read_runs
 from llmrs_lightning.metrics import grouped_auc, pair_metrics
 from llmrs_lightning.training.report import results_table, show
 from llmrs_lightning.training.rundir import FUSIONS as FOLDER
 from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, RunDirectory
 
-KS = (5, 10, 20)
 LISTS = "lists.parquet"
+_FUSION = "fusion/"  # what systems that are fusions are called by
 _SHOWN_USERS, _SHOWN_ITEMS = 20, 10
 
 
@@ -50,32 +50,36 @@ class Fused:
     seconds: float = 0.0
 
 
-def fuse_all(tables: Tables, names: Sequence[str], metric: str, missing: Any = "refuse") -> dict[str, Fused]:
+def fuse_all(
+    fit: FusionTables, test: FusionTables, names: Sequence[str], metric: str, strict: bool = False
+) -> dict[str, Fused]:
     """Fit fusions to the fusion part and score the test part with them.
 
     Args:
-        tables: The tables of both parts.
-        names: Fusions, of `FUSIONS`; those that the tables do not allow are left out with a line that says why.
+        fit: The tables of the fusion part.
+        test: The tables of the test part.
+        names: Fusions, of `FUSIONS`.
         metric: What fitted fusions are to be good at.
-        missing: What to do with rows that a member lacks.
+        strict: Refuse fusions that the tables do not allow; else these are left out with a line that says why.
 
     Returns:
         What each fusion gives, by name.
     """
-    fit, test = tables.part("fusion", missing), tables.part("test", missing)
-    for table in (test.pairs, test.lists):
+    for part, table in (("fusion", fit.pairs), ("fusion", fit.lists), ("test", test.pairs), ("test", test.lists)):
         if table is not None:
-            table.check("the test part")
+            table.check(f"the {'lists' if table.ranked else 'pairs'} of the {part} part")
     done: dict[str, Fused] = {}
     for name in (bar := tqdm(names, desc="fuse", unit="fusion", delay=2, leave=False)):
         bar.set_postfix_str(name)
-        reason = _unfit(name, fit, metric)
-        if reason:
-            bar.write(f"{name} is left out: {reason}")
-            continue
         began = time.perf_counter()
         fusion = FUSIONS[name]()
-        fusion.fit(fit, metric)
+        try:
+            fusion.fit(fit, metric)
+        except DataError as error:
+            if strict:
+                raise
+            bar.write(f"{name} is left out: {error.what}")
+            continue
         made = Fused(parameters=fusion.summary())
         if test.pairs is not None and fit.pairs is not None:
             made.pairs = fusion.score(test.pairs)
@@ -87,15 +91,27 @@ def fuse_all(tables: Tables, names: Sequence[str], metric: str, missing: Any = "
     return done
 
 
-def _unfit(name: str, fit: FusionTables, metric: str) -> str:
-    """Say why a fusion cannot be fitted to these tables; nothing if it can."""
-    if name in ("ridge", "boosting_regression") and (fit.pairs is None or fit.pairs.ratings is None):
-        return "it predicts ratings, and there are none"
-    if name in ("boosting_lambdarank", "two_task") and fit.lists is None:
-        return "it learns from lists, and there are none"
-    if name == "two_task" and (fit.pairs is None or len(np.unique(fit.pairs.label)) < 2):
-        return "it learns likes too, and there are no pairs of both labels"
-    return ""
+def choose_metric(asked: str | None, monitor: str | None, fit: FusionTables) -> str:
+    """Return what fitted fusions are to be good at: what was asked for, else what the run looked at, if tables allow.
+
+    Raises:
+        ConfigError: If there is no such metric as was asked for.
+        DataError: If the tables do not allow it.
+    """
+    if asked:
+        check_metric(asked, "--metric")
+        fit.of(asked)
+        return asked
+    first = "rmse" if monitor in ("mae", "rating_accuracy") else monitor
+    for name in (first, "auc", "ndcg@10"):
+        try:
+            table = fit.of(name or "auc")
+            if name != "rmse":
+                table.check_classes("")
+        except LLMRSError:
+            continue
+        return name or "auc"
+    return "auc" if fit.pairs is not None else "ndcg@10"
 
 
 def calibrate(made: Fused, known: Floats, fit: ScoreTable, rates: bool) -> None:
@@ -107,9 +123,9 @@ def calibrate(made: Fused, known: Floats, fit: ScoreTable, rates: bool) -> None:
     assert made.pairs is not None
     linear, isotonic = (require(f"sklearn.{m}", "lab", "calibration") for m in ("linear_model", "isotonic"))
     if len(np.unique(fit.label)) == 2:
-        unit = known.std() or 1.0
-        platt = linear.LogisticRegression(C=1e6).fit(known[:, None] / unit, fit.label)
-        made.probability = platt.predict_proba(made.pairs[:, None] / unit)[:, 1]
+        middle, unit = known.mean(), known.std() if known.min() < known.max() else 1.0
+        platt = linear.LogisticRegression(C=1e6).fit((known[:, None] - middle) / unit, fit.label)
+        made.probability = platt.predict_proba((made.pairs[:, None] - middle) / unit)[:, 1]
     if fit.rating is not None:
         curve = isotonic.IsotonicRegression(out_of_bounds="clip").fit(known, fit.rating)
         low, high = fit.rating.min(), fit.rating.max()
@@ -143,7 +159,7 @@ def evaluate(tables: Tables, systems: Mapping[str, Fused]) -> tuple[dict[str, di
         ids = group[table.starts[:-1]]
         for name, made in systems.items():
             if made.lists is not None:
-                for metric, by_group in table.ranking(made.lists, KS).items():
+                for metric, by_group in table.ranking(made.lists, tables.ks).items():
                     results[name][metric] = float(by_group.nanmean())
                     per_user[f"{name}/{metric}"] = _spread(by_group.numpy(), ids, len(users))
     return results, per_user
@@ -155,9 +171,8 @@ def users_of(tables: Tables) -> list[str]:
     return sorted(set(np.concatenate(found)))
 
 
-def member_scores(tables: Tables, missing: Any = "refuse") -> dict[str, Fused]:
+def member_scores(tables: Tables, test: FusionTables) -> dict[str, Fused]:
     """Return the members, and the fused score of the graph where there is one, as systems of the test part."""
-    test = tables.part("test", missing)
     made: dict[str, Fused] = {m: Fused() for m in tables.members}
     for kind, table in (("pairs", test.pairs), ("lists", test.lists)):
         if table is None:
@@ -181,7 +196,7 @@ def member_scores(tables: Tables, missing: Any = "refuse") -> dict[str, Fused]:
 
 def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Mapping[str, Any], per_user: Any) -> None:
     """Write metrics, values by user and scores of the fusions, each file whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     run = RunDirectory(folder)
     pairs = tables.rows.get(("pairs", "test"))
     if pairs is not None:
@@ -192,9 +207,11 @@ def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Map
             for column, values in ((name, made.pairs), *((f"{name}_{w}", getattr(made, w)) for w in _MORE)):
                 columns |= {} if values is None else {column: values.astype(np.float32)}
         run.write_table(PREDICTIONS, pa.table(columns))
+    else:
+        (folder / PREDICTIONS).unlink(missing_ok=True)  # of fusions before
     run.write_table(
         PER_GROUP,
-        pa.table({USER: users_of(tables), **{n: v for n, v in per_user.items() if n.rsplit("/", 1)[0] in fused}}),
+        pa.table({USER: users_of(tables), **per_user}),
     )
     summary = {
         "members": tables.members,
@@ -241,30 +258,34 @@ def fuse(args: Sequence[str]) -> None:
     """Compute fusions from prediction tables and test them."""
     known = _parser().parse_args(args)
     names = _names(known.fusion)
-    members = dict(_member(text) for text in known.member)
-    tables = _read(known, members)
-    metric = known.metric or tables.monitor or ("ndcg@10" if ("lists", "test") in tables.rows else "auc")
-    metric = metric if metric in ("auc", "gauc", "rmse") or metric.partition("@")[0] in _RANKING else "auc"
-    fused = fuse_all(tables, names, metric, known.missing)
-    systems = member_scores(tables, known.missing)
-    results, per_user = evaluate(tables, {**systems, **{f"fusion/{n}": made for n, made in fused.items()}})
-    named = {n.removeprefix("fusion/"): v for n, v in results.items()}
-    per_fusion = {n.removeprefix("fusion/"): v for n, v in per_user.items() if n.startswith("fusion/")}
-    folder = Path(known.out) if known.out else Path(known.run[0]) / FOLDER
+    if known.metric:
+        check_metric(known.metric, "--metric")
+    folder = _folder(known)
+    tables = _read(known, _members(known.member))
+    for note in tables.notes:
+        show(note)
+    grown = any(name.startswith("boosting") for name in names)
+    fit, test = (tables.part(part, known.missing, features=grown) for part in PARTS)
+    metric = choose_metric(known.metric, tables.monitor, fit)
+    fused = fuse_all(fit, test, names, metric, strict="all" not in known.fusion)
+    members, fusions = member_scores(tables, test), {f"{_FUSION}{n}": made for n, made in fused.items()}
+    results, per_user = evaluate(tables, members | fusions)
+    named = {n: results[f"{_FUSION}{n}"] for n in fused}
+    per_fusion = {n.removeprefix(_FUSION): v for n, v in per_user.items() if n.rpartition("/")[0] in fusions}
     write(folder, tables, fused, named, per_fusion)
-    lists = top_lists(tables, {**systems, **{f"fusion/{n}": made for n, made in fused.items()}})
+    lists = top_lists(tables, members | fusions)
+    above = folder if known.out else Path(known.run[0])
     if lists is not None:
-        RunDirectory(folder if known.out else Path(known.run[0])).write_table(LISTS, lists)
+        RunDirectory(above).write_table(LISTS, lists)
+    else:
+        (above / LISTS).unlink(missing_ok=True)
     seconds = sum(made.seconds for made in fused.values())
     if len(tables.members) == 1:
         show("there is one member only, so every fusion is that member on another scale")
     title = f"test: {len(tables.members)} members, {len(fused)} fusions fitted for {metric} in {seconds:.1f} s"
-    show("", results_table(results, KS, title), f"written to     {folder}")
-    if known.run:
+    show("", results_table(results, tables.ks, title), f"written to     {folder}")
+    if known.run and not known.out:
         show(f"next           llmrs compare {' '.join(known.run)} --out report.html")
-
-
-_RANKING = ("ndcg", "recall", "hit", "mrr", "map")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -302,10 +323,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _read(known: argparse.Namespace, members: dict[str, tuple[str, str]]) -> Tables:
     sources = [name for name in ("run", "tables", "qrels") if getattr(known, name)]
-    if len(sources) != 1 or (not known.run and not known.out):
+    if len(sources) != 1:
         raise ConfigError(
             "fusions need tables, from one kind of source",
-            where="--run, --tables, --qrels, --out",
+            where="--run, --tables, --qrels",
             found=listing(f"--{name}" for name in sources),
             allowed="--run RUN ..., or --tables FIT TEST --out DIR, or --qrels FIT TEST --member ... --out DIR",
         )
@@ -317,12 +338,41 @@ def _read(known: argparse.Namespace, members: dict[str, tuple[str, str]]) -> Tab
     return tables
 
 
-def _member(text: str) -> tuple[str, tuple[str, str]]:
-    name, _, files = text.partition("=")
-    parts = files.split(",")
-    if not name or len(parts) != 2 or not all(parts):
-        raise ConfigError("a member is a name and two files", where="--member", found=text, allowed="NAME=FIT,TEST")
-    return name, (parts[0], parts[1])
+def _folder(known: argparse.Namespace) -> Path:
+    """Return where results go, before anything is computed."""
+    if not known.out and not known.run:
+        raise ConfigError("results of tables need a folder", where="--out", found="nothing", fix="add --out DIR")
+    if known.ranked and not known.tables:
+        raise ConfigError("only rows of --tables can be told to be lists", where="--ranked", fix="leave it out")
+    folder = Path(known.out) if known.out else Path(known.run[0]) / FOLDER
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError("this is no folder", where="--out", found=str(folder), fix="name another folder")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ConfigError: If it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("the folder cannot be made", where="--out", found=str(error), fix="name another") from error
+
+
+def _members(texts: Sequence[str]) -> dict[str, tuple[str, str]]:
+    members: dict[str, tuple[str, str]] = {}
+    for text in texts:
+        name, _, files = text.partition("=")
+        parts = files.split(",")
+        if not name or len(parts) != 2 or not all(parts):
+            raise ConfigError("a member is a name and two files", where="--member", found=text, allowed="NAME=FIT,TEST")
+        if name in members:
+            raise ConfigError("two members have one name", where="--member", found=name, fix="choose another")
+        members[name] = (parts[0], parts[1])
+    return members
 
 
 def _names(asked: Sequence[str]) -> list[str]:

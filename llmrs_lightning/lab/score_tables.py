@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -11,14 +11,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import yaml
 from numpy.typing import NDArray
 
-from llmrs_lightning.data.schema import ITEM, LABEL, RATING, USER
-from llmrs_lightning.data.sources.files import read_table
+from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.splits import load_parts
 from llmrs_lightning.errors import DataError, listing
 from llmrs_lightning.fusion.table import Floats, FusionTables, Ids, ScoreTable
+from llmrs_lightning.lab.score_rows import (
+    Rows,
+    floats,
+    is_numeric,
+    number,
+    pair_numbers,
+    read_relevant,
+    read_rows,
+    read_scores,
+    refuse_twice,
+    strings,
+)
 from llmrs_lightning.training.rundir import (
+    CONFIG,
     ENVIRONMENT,
     FUSION_LISTS,
     FUSION_PAIRS,
@@ -39,84 +52,10 @@ FILES = {
     ("lists", "test"): TEST_LISTS,
 }
 NOT_MEMBERS = ("fused", "random", "popularity")
-KEYS = {"group": USER, "user": USER, "query": USER, "item": ITEM}  # how other systems call the ids
+KS = (5, 10, 20)
+_READ = ("rating", "probability")  # columns of a system that are read beside its score
+_COLUMNS = (*_READ, "rating_class", "loss")
 Missing = Literal["refuse", "lowest"]
-
-
-@dataclass
-class Rows:
-    """Rows of one part with ids, and the columns of each system, (R,) each.
-
-    Args:
-        user: Ids of users (groups).
-        item: Ids of items.
-        label: 0 or 1.
-        columns: Scores by system, and further columns as `<system>_<what>`; NaN where a system has no score.
-        rating: Observed ratings, NaN where not known; None without.
-        row: Row ids of the interactions; None for rows that are none, as candidates of a list.
-    """
-
-    user: NDArray[Any]
-    item: NDArray[Any]
-    label: Floats
-    columns: dict[str, Floats]
-    rating: Floats | None = None
-    row: Ids | None = None
-
-    def __len__(self) -> int:
-        return len(self.user)
-
-    @classmethod
-    def of(cls, table: pa.Table, where: str) -> Rows:
-        """Read a table with ids, a label, and one numeric column a score."""
-        names = {KEYS.get(name, name): name for name in table.column_names}
-        lacking = [name for name in (USER, ITEM, LABEL) if name not in names]
-        if lacking:
-            raise DataError(
-                f"a prediction table lacks {listing(lacking)}",
-                where=where,
-                found=listing(table.column_names),
-                allowed="user_id (or group, user, query), item_id (or item), label, and one numeric column a member",
-            )
-        user, item = (_strings(table.column(names[key])) for key in (USER, ITEM))
-        columns = {
-            name: _floats(table.column(name))
-            for key, name in names.items()
-            if key not in (USER, ITEM, LABEL, RATING, "row") and _numeric(table.schema.field(name).type)
-        }
-        rating = _floats(table.column(names[RATING])) if RATING in names else None
-        row = np.asarray(table.column("row"), np.int64) if "row" in names else None
-        return cls(user, item, _floats(table.column(names[LABEL])), columns, rating, row)
-
-    def add(self, other: Rows, names: dict[str, str], where: str) -> None:
-        """Take columns of another table, matched by ids (by row ids where both have them); NaN where it has no row.
-
-        Args:
-            other: Where from.
-            names: New name by name in `other`.
-            where: What `other` is, for messages.
-        """
-        if self.row is not None and other.row is not None:
-            mine, theirs = self.row, other.row
-        else:
-            mine, theirs = _keys((self, other))
-        order = np.argsort(theirs, kind="stable")
-        ordered = theirs[order]
-        twice = ordered[1:] == ordered[:-1]
-        if twice.any():
-            at = order[1:][twice.argmax()]
-            raise DataError(
-                "a table names a pair of user and item twice",
-                where=where,
-                found=f"{twice.sum():,} times, the first: {other.user[at]}, {other.item[at]}",
-                fix="keep one score a pair",
-            )
-        place = np.minimum(np.searchsorted(ordered, mine), max(len(ordered) - 1, 0))
-        found = ordered[place] == mine if len(ordered) else np.zeros(len(mine), bool)
-        for name, new in names.items():
-            column = np.full(len(self), np.nan)
-            column[found] = other.columns[name][order[place[found]]]
-            self.columns[new] = column
 
 
 @dataclass
@@ -131,10 +70,10 @@ class Entities:
     @classmethod
     def read(cls, path: Path, key: str) -> Entities:
         """Read a table of a run."""
-        table = pq.read_table(path)
-        names = tuple(n for n in table.column_names if n != key and _numeric(table.schema.field(n).type))
-        values = np.stack([_floats(table.column(n)) for n in names], 1).astype(np.float32)
-        ids = _strings(table.column(key))
+        table = _parquet(path)
+        names = tuple(n for n in table.column_names if n != key and is_numeric(table.schema.field(n).type))
+        values = np.stack([floats(table.column(n), str(path)) for n in names], 1).astype(np.float32)
+        ids = strings(table.column(key))
         titles = dict(zip(ids, table.column("title").to_pylist(), strict=True)) if "title" in table.column_names else {}
         return cls(ids, names, values, titles)
 
@@ -149,21 +88,43 @@ class Entities:
 
 @dataclass
 class Tables:
-    """Everything that a comparison of fusions reads: rows by kind and part, members, and what is known beside them."""
+    """Everything that a comparison of fusions reads.
+
+    Args:
+        rows: By kind (pairs, lists) and part (fusion, test); those of a list stand together.
+        members: Names of the members, each a column of all rows.
+        sides: What is known of users and of items; empty without.
+        monitor: The metric of the first run.
+        ks: Cut-offs of the ranking metrics, none above what the lists were cut at.
+        notes: What a user should know of the reading.
+    """
 
     rows: dict[tuple[str, str], Rows]
     members: list[str]
     sides: list[Entities] = field(default_factory=list)
     monitor: str | None = None
+    ks: tuple[int, ...] = KS
+    notes: list[str] = field(default_factory=list)
 
     @property
     def titles(self) -> dict[str, str]:
         """Titles of items by id."""
         return self.sides[1].titles if self.sides else {}
 
-    def part(self, part: str, missing: Missing = "refuse") -> FusionTables:
-        """Return the rows of a part as fusions read them."""
-        made = {kind: self._table(kind, part, missing) for kind in ("pairs", "lists") if (kind, part) in self.rows}
+    def part(self, part: str, missing: Missing = "refuse", features: bool = True) -> FusionTables:
+        """Return the rows of a part as fusions read them.
+
+        Args:
+            part: fusion or test.
+            missing: What to do with rows that a member lacks.
+            features: Give each row what is known of its user and item, which takes memory.
+
+        Raises:
+            DataError: If members lack rows that others have and `missing` refuses that, or have NaN for a score.
+        """
+        made = {
+            kind: self._table(kind, part, missing, features) for kind in ("pairs", "lists") if (kind, part) in self.rows
+        }
         pairs, lists = made.get("pairs"), made.get("lists")
         if pairs is not None and lists is not None and pairs.ratings is not None:
             slope, offset = _lines(pairs.scores, pairs.ratings)
@@ -171,16 +132,25 @@ class Tables:
                 lists = replace(lists, ratings=lists.scores * slope + offset)
         return FusionTables(pairs, lists)
 
-    def _table(self, kind: str, part: str, missing: Missing) -> ScoreTable:
-        rows = self.rows[kind, part]
-        group = pa.array(rows.user).dictionary_encode().indices.to_numpy().astype(np.int64)
+    def _table(self, kind: str, part: str, missing: Missing, features: bool) -> ScoreTable:
+        rows, where = self.rows[kind, part], f"the {kind} of the {part} part"
+        broken = [f"{m}: {rows.broken[m]}" for m in self.members if m in rows.broken]
+        if broken:
+            raise DataError(
+                "members have scores that are NaN or infinite",
+                where=where,
+                found=listing(broken),
+                allowed="a finite score of each member in each row",
+                fix="leave the member out, or look for a diverged loss",
+            )
+        group = number(rows.user)
         scores = np.stack([rows.columns[m] for m in self.members], 1)
         if np.isnan(scores).any():
-            scores = _filled(scores, group, self.members, f"the {kind} of the {part} part", missing)
-        features, names = np.zeros((0, 0), np.float32), tuple[str, ...]()
-        if self.sides:
+            scores = filled(scores, group, self.members, where, missing)
+        known, names = np.zeros((0, 0), np.float32), tuple[str, ...]()
+        if self.sides and features:
             parts = [side.rows(ids) for side, ids in zip(self.sides, (rows.user, rows.item), strict=True)]
-            features = np.concatenate(parts, 1)
+            known = np.concatenate(parts, 1)
             names = tuple(f"{s}.{n}" for s, e in zip(("user", "item"), self.sides, strict=True) for n in e.names)
         rating = rows.rating if rows.rating is not None and np.isfinite(rows.rating).all() else None
         return ScoreTable(
@@ -192,7 +162,7 @@ class Tables:
             rating,
             _stacked(rows, self.members, "rating") if rating is not None else None,
             _stacked(rows, self.members, "probability"),
-            features,
+            known,
             names,
         )
 
@@ -200,14 +170,18 @@ class Tables:
 def read_runs(paths: Sequence[str]) -> Tables:
     """Read the tables of one run, or of several runs of one split, whose members are put together.
 
+    Lists hold what any of the runs has listed. Members of one name are told apart by the experiment or the run.
+
     Raises:
-        DataError: If a run has no fusion part, rows of the parts overlap, or the runs' splits differ.
+        DataError: If a run has no fusion part, its tables hold rows of other parts, or the runs' splits differ.
     """
     runs = [RunDirectory.open(path) for path in paths]
-    first = runs[0]
+    twice = [path for i, path in enumerate(paths) if Path(path).resolve() in [Path(p).resolve() for p in paths[:i]]]
+    if twice:
+        raise DataError("a run is named twice", where="--run", found=listing(twice), fix="name each run once")
     _check_fingerprints(runs)
     tables = Tables({}, [])
-    for number, run in enumerate(runs):
+    for place, run in enumerate(runs):
         if not (run.path / FUSION_PAIRS).is_file():
             raise DataError(
                 "the run kept nothing that a fusion can be fitted to",
@@ -215,36 +189,68 @@ def read_runs(paths: Sequence[str]) -> Tables:
                 found=f"no {FUSION_PAIRS}",
                 fix="train with a fusion part, data.splitter.init_args.fusion above 0, and two members or more",
             )
-        metrics = run.read_json(METRICS)
-        systems = [name for name in metrics["test"] if name not in NOT_MEMBERS] or ["fused"]
-        label = run.path.parent.name if len(runs) > 1 else ""
-        names = {m: m if m not in tables.members and m != "fused" else f"{label or 'run'}/{m}" for m in systems}
+        names = _names(run, tables.members)
         for key, file in FILES.items():
             if not (run.path / file).is_file():
                 tables.rows.pop(key, None)  # lists that only some runs have are no common ground
                 continue
-            read = Rows.of(pq.read_table(run.path / file), str(run.path / file))
-            if not number:
+            read = Rows.of(_parquet(run.path / file), str(run.path / file))
+            columns = _columns_of(read, names)
+            if not place:
+                read.columns |= {new: read.columns[old] for old, new in columns.items()}
                 tables.rows[key] = read
             elif key in tables.rows:
-                tables.rows[key].add(read, _columns_of(read, names), str(run.path / file))
+                tables.rows[key].add(read, columns, str(run.path / file), whole=key[0] == "lists")
         tables.members += names.values()
-        tables.monitor = tables.monitor or metrics["monitor"]["metric"]
+    first = runs[0]
+    tables.rows = {key: rows.together() if key[0] == "lists" else rows for key, rows in tables.rows.items()}
     _check_rows(first, tables)
+    metrics = first.read_json(METRICS)
+    tables.monitor = metrics["monitor"]["metric"]
+    tables.ks = _cut_offs(metrics["test"], [depth for depth in map(_depth, runs) if depth])
     if all((first.path / name).is_file() for name in (USERS, ITEMS)):
         tables.sides = [Entities.read(first.path / USERS, USER), Entities.read(first.path / ITEMS, ITEM)]
     return tables
 
 
+def _names(run: RunDirectory, taken: Sequence[str]) -> dict[str, str]:
+    """Name the members of a run so that no name is taken yet; the only system of a run is known as `fused` there."""
+    systems = [name for name in run.read_json(METRICS)["test"] if name not in NOT_MEMBERS] or ["fused"]
+    experiment, run_id = run.path.resolve().parts[-2:]
+    names = {}
+    for system in systems:
+        above = (experiment, run_id, f"{experiment}/{run_id}")
+        wanted = above if system == "fused" else (system, *(f"{a}/{system}" for a in above))
+        names[system] = next((name for name in wanted if name not in taken), f"{run.path.resolve()}/{system}")
+    return names
+
+
+def _depth(run: RunDirectory) -> int | None:
+    try:
+        config = yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8"))
+        return config["run"]["list_depth"]  # type: ignore[no-any-return]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None  # a run of before there was the option
+
+
+def _cut_offs(results: Mapping[str, Mapping[str, float]], depths: Sequence[int]) -> tuple[int, ...]:
+    """Return the cut-offs of a run that are within the lists: further down they lack what nobody listed."""
+    known = sorted({int(name.partition("@")[2]) for of in results.values() for name in of if "@" in name})
+    depth = min(depths, default=max(known, default=1))
+    return tuple(k for k in known if k <= depth) or ((depth,) if known else KS)
+
+
 def read_files(fit: str, test: str, ranked: bool) -> Tables:
     """Read a wide table of each part: user_id, item_id, label, and one numeric column a member."""
     kind = "lists" if ranked else "pairs"
-    read = {(kind, part): _sorted(Rows.of(_any(path), path)) for part, path in zip(PARTS, (fit, test), strict=True)}
-    rows = list(read.values())
+    rows = [read_rows(path) for path in (fit, test)]
+    if ranked:
+        for path, read in zip((fit, test), rows, strict=True):
+            refuse_twice(read, pair_numbers((read,))[0], path)
+        rows = [read.together() for read in rows]
     shared = [name for name in rows[0].columns if name in rows[1].columns]
-    members = [
-        n for n in shared if n not in {f"{m}_{what}" for m in shared for what in ("rating", "probability", "loss")}
-    ]
+    columns = {f"{m}_{what}" for m in shared for what in _COLUMNS}
+    members = [name for name in shared if name not in columns]
     if not members:
         raise DataError(
             "the two tables share no score",
@@ -253,7 +259,7 @@ def read_files(fit: str, test: str, ranked: bool) -> Tables:
             allowed="numeric columns of the same names in both, one a member",
         )
     _check_apart(rows[0], rows[1], ranked, f"{fit}, {test}")
-    return Tables(dict(read), members)
+    return Tables({(kind, part): read for part, read in zip(PARTS, rows, strict=True)}, members)
 
 
 def add_member(tables: Tables, name: str, fit: str, test: str) -> None:
@@ -261,15 +267,19 @@ def add_member(tables: Tables, name: str, fit: str, test: str) -> None:
 
     A table that covers nothing of the pairs (or of the lists) leaves these to the others, without the member's scores:
     they are then not fused.
+
+    Raises:
+        DataError: If the name is taken, a file cannot be read, or it has no row in common with the tables.
     """
-    if name in tables.members:
-        raise DataError("a member of this name is there already", where="--member", found=name)
+    if name in tables.members or any(name in rows.columns for rows in tables.rows.values()):
+        raise DataError("a system of this name is there already", where="--member", found=name, fix="choose another")
     for part, path in zip(PARTS, (fit, test), strict=True):
-        read = _scores(path)
+        read = read_scores(path)
         for kind in ("pairs", "lists"):
             if (kind, part) in tables.rows:
                 tables.rows[kind, part].add(read, {"score": name}, path)
-    covered = {kind: all(_covers(tables, kind, part, name) for part in PARTS) for kind in ("pairs", "lists")}
+    kinds = {kind for kind, _ in tables.rows}
+    covered = {kind: all(_covers(tables, kind, part, name) for part in PARTS) for kind in sorted(kinds)}
     if not any(covered.values()):
         raise DataError(
             f"the tables of {name} have no row in common with the others",
@@ -277,83 +287,42 @@ def add_member(tables: Tables, name: str, fit: str, test: str) -> None:
             found=f"{fit}, {test}",
             fix="compare the spelling of the ids with those of the run",
         )
-    for kind, known in covered.items():
+    for kind in (kind for kind, known in covered.items() if not known):
+        tables.notes.append(f"{name} scores nothing of the {kind} of one part, so {kind} are not fused")
         for part in PARTS:
-            if not known:
-                tables.rows.pop((kind, part), None)
+            tables.rows.pop((kind, part), None)
     tables.members.append(name)
 
 
-def read_qrels(fit: str, test: str, members: dict[str, tuple[str, str]]) -> Tables:
+def read_qrels(fit: str, test: str, members: Mapping[str, tuple[str, str]]) -> Tables:
     """Read TREC qrels and run files of each part: rows are all that a member lists, or that is relevant."""
+    if not members:
+        raise DataError("judgements alone are nothing to fuse", where="--qrels", fix="add --member NAME=FIT,TEST")
     rows: dict[tuple[str, str], Rows] = {}
     for i, (part, path) in enumerate(zip(PARTS, (fit, test), strict=True)):
-        truth = _any(path, trec=("query", "iteration", "item", "label"))
-        listed = [_scores(files[i]) for files in members.values()]
-        relevant = Rows.of(truth, path)
-        user = np.concatenate([relevant.user, *(r.user for r in listed)])
-        item = np.concatenate([relevant.item, *(r.item for r in listed)])
-        both = np.unique(np.stack([user, item]).astype(str), axis=1).astype(object)
-        made = Rows(both[0], both[1], np.zeros(both.shape[1]), {})
-        relevant.columns = {"label": relevant.label}
-        made.add(relevant, {"label": "label"}, path)
-        made.label = (np.nan_to_num(made.columns.pop("label")) > 0).astype(np.float64)
-        rows["lists", part] = made
-    tables = Tables(rows, [])
-    for name, files in members.items():
-        add_member(tables, name, *files)
+        made = read_relevant(path)
+        for name, files in members.items():
+            scored = read_scores(files[i])
+            made.add(scored, {"score": name}, files[i], whole=True)
+            if not np.isfinite(made.columns[name]).any():
+                raise DataError(f"{name} scores nothing in the {part} part", where=files[i])
+        rows["lists", part] = made.together()
     _check_apart(rows["lists", "fusion"], rows["lists", "test"], True, f"{fit}, {test}")
-    return tables
+    return Tables(rows, list(members))
 
 
-def _any(path: str, trec: tuple[str, ...] | None = None) -> pa.Table:
-    file = Path(path)
-    if file.suffix not in (".run", ".trec", ".txt", ".qrels", ""):
-        return read_table(path, "the prediction table").data.table.combine_chunks()
-    names = trec or ("query", "q0", "item", "rank", "score", "tag")
+def _parquet(path: Path) -> pa.Table:
     try:
-        lines = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError("the file cannot be read", where=path, found=str(error)) from error
-    wrong = next((i for i, words in enumerate(lines, 1) if len(words) != len(names)), 0)
-    if wrong or not lines:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
         raise DataError(
-            "this is no TREC file",
-            where=f"{path}, line {wrong or 1}",
-            found=f"{len(lines[wrong - 1]) if lines else 0} words",
-            allowed=" ".join(names),
-        )
-    columns: dict[str, Any] = {name: list(values) for name, values in zip(names, zip(*lines, strict=True), strict=True)}
-    number = "label" if "label" in columns else "score"
-    try:
-        columns[number] = [float(value) for value in columns[number]]
-    except ValueError as error:
-        raise DataError(f"{number} is no number", where=path, found=str(error)) from error
-    if number == "label":
-        columns[number] = [float(value > 0) for value in columns[number]]
-    return pa.table(columns)
+            "a table of the run cannot be read", where=str(path), found=str(error), fix="restore it, or train again"
+        ) from error
 
 
-def _scores(path: str) -> Rows:
-    table = _any(path)
-    if "score" not in table.column_names:
-        raise DataError("the table has no score", where=path, found=listing(table.column_names), allowed="score")
-    if LABEL not in table.column_names:
-        table = table.append_column(LABEL, pa.array(np.zeros(len(table))))
-    return Rows.of(table, path)
-
-
-def _sorted(rows: Rows) -> Rows:
-    order = np.lexsort((rows.item, rows.user))
-    columns = {name: values[order] for name, values in rows.columns.items()}
-    rating = None if rows.rating is None else rows.rating[order]
-    row = None if rows.row is None else rows.row[order]
-    return Rows(rows.user[order], rows.item[order], rows.label[order], columns, rating, row)
-
-
-def _columns_of(rows: Rows, names: dict[str, str]) -> dict[str, str]:
+def _columns_of(rows: Rows, names: Mapping[str, str]) -> dict[str, str]:
     """Return the new name of each column that belongs to one of the systems."""
-    ends = ("", "_rating", "_probability")
+    ends = ("", *(f"_{what}" for what in _READ))
     return {f"{m}{end}": f"{new}{end}" for m, new in names.items() for end in ends if f"{m}{end}" in rows.columns}
 
 
@@ -373,13 +342,32 @@ def _lines(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _covers(tables: Tables, kind: str, part: str, name: str) -> bool:
-    return (kind, part) in tables.rows and bool(np.isfinite(tables.rows[kind, part].columns[name]).any())
+    return (kind, part) in tables.rows and not np.isnan(tables.rows[kind, part].columns[name]).all()
 
 
-def _filled(scores: Floats, group: Ids, members: Sequence[str], where: str, missing: Missing) -> Floats:
-    """Put the lowest score of a member in the group where it has none, or in all the table where it has none there."""
+def filled(scores: Floats, group: Ids, members: Sequence[str], where: str, missing: Missing) -> Floats:
+    """Put what a member has not scored just behind its lowest score in the group, or in the table if it has none there.
+
+    Rows that no member has scored are behind all in any case.
+
+    Args:
+        scores: (R, M), NaN where a member has none.
+        group: (R,) numbered from 0.
+        members: Names of the M members.
+        where: What table it is, for messages.
+        missing: refuse or lowest.
+
+    Returns:
+        (R, M) scores without NaN.
+
+    Raises:
+        DataError: If a member has no score at all, or lacks rows that others have and `missing` is refuse.
+    """
     absent = np.isnan(scores)
-    partly = absent & ~absent.all(1, keepdims=True)  # what no member has listed is behind all in any case
+    silent = [name for m, name in enumerate(members) if absent[:, m].all()]
+    if silent:
+        raise DataError("members have no score at all", where=where, found=listing(silent), fix="leave them out")
+    partly = absent & ~absent.all(1, keepdims=True)
     if missing == "refuse" and partly.any():
         counts = [f"{m}: {n:,} rows" for m, n in zip(members, partly.sum(0), strict=True) if n]
         raise DataError(
@@ -389,20 +377,22 @@ def _filled(scores: Floats, group: Ids, members: Sequence[str], where: str, miss
             allowed="the same rows of all members",
             fix="--missing lowest puts what a member does not list behind what it lists",
         )
-    lowest = np.full((int(group.max()) + 1, len(members)), np.inf)
-    np.minimum.at(lowest, group, np.where(absent, np.inf, scores))
+    order = np.argsort(group, kind="stable")
+    sizes = np.bincount(group)
+    starts = np.cumsum(sizes) - sizes
+    lowest = np.minimum.reduceat(np.where(absent, np.inf, scores)[order], starts, 0)
     everywhere = np.nanmin(scores, 0)
     lowest = np.where(np.isfinite(lowest), lowest, everywhere)
-    step = np.abs(lowest) * 1e-6 + 1e-9  # behind, not beside
-    filled: Floats = np.where(absent, (lowest - step)[group], scores)
-    return filled
+    spread = (np.nanmax(scores, 0) - everywhere) * 1e-6  # behind, not beside, and no outlier
+    behind = lowest - np.maximum(spread, 4 * np.spacing(np.abs(lowest)))
+    return np.where(absent, behind[group], scores)
 
 
 def _check_fingerprints(runs: Sequence[RunDirectory]) -> None:
     prints = [run.read_json(ENVIRONMENT).get("fingerprints", {}) for run in runs]
     for run, now in zip(runs[1:], prints[1:], strict=True):
         for name in ("interactions", "split rows"):
-            if now.get(name) != prints[0].get(name):
+            if now.get(name) != prints[0].get(name) or name not in now:
                 raise DataError(
                     f"the runs differ in their {name}, so their rows cannot be put together",
                     where=f"{runs[0].path}, {run.path}",
@@ -412,25 +402,41 @@ def _check_fingerprints(runs: Sequence[RunDirectory]) -> None:
 
 
 def _check_rows(run: RunDirectory, tables: Tables) -> None:
-    """Refuse fusion rows that trained the members, picked the checkpoint, or are tested on."""
+    """Refuse tables with rows of other parts, which trained the members, picked the checkpoint, or are tested on."""
     parts = load_parts(run.path / SPLIT)
-    rows = tables.rows["pairs", "fusion"].row
-    for name in ("train", "val", "test"):
-        both = np.intersect1d(rows, parts[name]) if rows is not None else np.zeros(0)
-        if rows is None or len(both):
+    for part in PARTS:
+        if ("pairs", part) not in tables.rows:
+            continue
+        pairs, where = tables.rows["pairs", part], str(run.path / FILES["pairs", part])
+        if pairs.row is None:
+            raise DataError("the table has no row ids", where=where, fix="train again; it is not of this run")
+        stray = np.setdiff1d(pairs.row, parts.get(part, np.zeros(0, np.int64)))
+        if len(stray):
+            others = [name for name, rows in parts.items() if np.isin(stray, rows).any()] or ["no"]
             raise DataError(
-                f"rows that fusions would be fitted to are in the {name} part",
-                where=str(run.path / FUSION_PAIRS),
-                found=f"{len(both):,} rows, such as {listing(both, 3)}" if rows is not None else "no row ids",
+                f"the table of the {part} part holds rows of the {listing(others)} part",
+                where=where,
+                found=f"{len(stray):,} rows, such as {listing(stray, 3)}",
                 fix="train again; the tables are not those of this split",
             )
+        lists = tables.rows.get(("lists", part))
+        if lists is not None:
+            sought, known = pair_numbers([rows.take(rows.label > 0) for rows in (lists, pairs)])
+            if not np.isin(sought, known).all():
+                raise DataError(
+                    f"lists of the {part} part hold positives that are none of its pairs",
+                    where=str(run.path / FILES["lists", part]),
+                    found=f"{(~np.isin(sought, known)).sum():,} rows",
+                    fix="train again; the tables are not those of this split",
+                )
 
 
 def _check_apart(fit: Rows, test: Rows, ranked: bool, where: str) -> None:
-    if fit.row is not None and test.row is not None:
-        both = np.intersect1d(fit.row, test.row)
+    by_row = fit.row is not None and test.row is not None
+    if by_row:
+        both = np.intersect1d(fit.row, test.row)  # type: ignore[arg-type]
     else:
-        mine, theirs = _keys((fit, test))
+        mine, theirs = pair_numbers((fit, test))
         if ranked:  # candidates come in every list; what was to be found does not
             mine, theirs = mine[fit.label > 0], theirs[test.label > 0]
         both = np.intersect1d(mine, theirs)
@@ -438,29 +444,6 @@ def _check_apart(fit: Rows, test: Rows, ranked: bool, where: str) -> None:
         raise DataError(
             "rows that fusions would be fitted to are among those that they are tested on",
             where=where,
-            found=f"{len(both):,} rows",
+            found=f"{len(both):,} rows, by {'the column row' if by_row else 'user and item'}",
             allowed="tables of two parts that share no row",
         )
-
-
-def _keys(tables: Sequence[Rows]) -> list[Ids]:
-    """Number the pairs of user and item of several tables in one way."""
-    sizes = np.cumsum([len(t) for t in tables])[:-1]
-    codes = []
-    for name in ("user", "item"):
-        values = pa.array(np.concatenate([getattr(t, name) for t in tables])).dictionary_encode()
-        codes.append(values.indices.to_numpy().astype(np.int64))
-    return np.split(codes[0] * (int(codes[1].max(initial=0)) + 1) + codes[1], sizes)
-
-
-def _numeric(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-
-
-def _floats(column: pa.ChunkedArray) -> Floats:
-    values = column.combine_chunks().cast(pa.float64(), safe=False)
-    return np.array(values.to_numpy(zero_copy_only=False), np.float64)
-
-
-def _strings(column: pa.ChunkedArray) -> NDArray[Any]:
-    return np.asarray(column.combine_chunks().cast(pa.string()).to_numpy(zero_copy_only=False), object)

@@ -67,6 +67,8 @@ def list_table(module: JointRecommender, data: RecDataModule, part: Part) -> pa.
 def side_table(module: JointRecommender, data: RecDataModule, side: SideName) -> pa.Table:
     """Return what is known of users (or items) from the training rows, their columns and their texts, one row each.
 
+    Texts are as the fusion part may see them: one out of a past that went further would tell the labels of that part.
+
     Columns: the id, the number of training rows, their mean label and rating (drawn to the mean of all rows as by five
     rows), titles of items, a column for each number and each value of a category, and the first components of the text
     vectors.
@@ -104,7 +106,7 @@ def _text(module: JointRecommender, data: RecDataModule, side: SideName) -> NDAr
     if module.encoder is None or side not in data.spec.text_sides:
         return None
     with evaluating(module):
-        batch = data.everyone(side, "test", tokens=module.needs_tokens).to(module.device)
+        batch = data.everyone(side, "fusion", tokens=module.needs_tokens).to(module.device)
         vectors = module.make_side(side, batch).text
     assert vectors is not None
     centred = vectors.cpu().double()
