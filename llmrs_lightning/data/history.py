@@ -161,7 +161,8 @@ class History:
         end = before(self.times, first, last, timestamp)
         begin = before(self.times, first, last, timestamp + 1)
         after = np.minimum(last - begin, np.maximum(limit // 2, limit - (end - first)))
-        return self._events(np.maximum(first, end - (limit - after)), end, begin, begin + after, timestamp)
+        past = self._events(np.maximum(first, end - (limit - after)), end, begin, begin + after, timestamp)
+        return past._replace(ages=np.abs(past.ages))
 
     def _ranges(self, user: Ids, timestamp: Ids, limit: int) -> tuple[Ids, Ids, Ids, Ids]:
         """Return users and moments, and where the events of each user begin and end."""
@@ -182,7 +183,7 @@ class History:
         items, ages = np.full(mask.shape, NO_ITEM, np.int64), np.zeros(mask.shape, np.int64)
         ratings = np.zeros(mask.shape, np.float32)
         items[mask], ratings[mask] = self.items[place], self.ratings[place]
-        ages[mask] = np.abs(np.repeat(timestamp, lengths) - self.times[place])
+        ages[mask] = np.repeat(timestamp, lengths) - self.times[place]
         return Past(items, ratings, ages, mask)
 
     @classmethod
