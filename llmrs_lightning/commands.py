@@ -24,7 +24,10 @@ from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.training.callbacks import make_callbacks
 from llmrs_lightning.training.config import RecCLI, build
+from llmrs_lightning.training.cost import CostMeter
+from llmrs_lightning.training.dashboard import FusionWeights, identity, log_fit, log_members
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
+from llmrs_lightning.training.examples import example_lists, example_users
 from llmrs_lightning.training.load import load_weights, open_run
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
@@ -71,7 +74,7 @@ def fit(args: Sequence[str]) -> None:
     from llmrs_lightning.data.splits import save_parts
 
     _quiet()
-    started = time.perf_counter()
+    started, meter = time.perf_counter(), CostMeter()
     cli = build(args)
     options = cli.config_init["run"]
     seed = int(cli.config["seed_everything"])
@@ -84,14 +87,14 @@ def fit(args: Sequence[str]) -> None:
     try:
         loggers, wandb = make_loggers(run.path, options.experiment, options.wandb, options.project, options.tags)
         callbacks = make_callbacks(run.checkpoints, options.patience)
-        trainer = cli.make_trainer(logger=loggers, callbacks=callbacks)
-        if wandb is not None:
-            wandb.log_hyperparams(_plain_config(cli))
+        trainer = cli.make_trainer(logger=loggers, callbacks=[*callbacks, meter, FusionWeights()])
         seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
             run.write_text(CONFIG, cli.resolved())
             save_parts(data.parts, run.path / SPLIT)
             run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=data.fingerprints))
+            if wandb is not None:
+                wandb.log_hyperparams(_plain_config(cli) | identity(run))
             _say(f"run {run.path}: {_describe(data)}")
 
         began = time.perf_counter()
@@ -118,17 +121,20 @@ def fit(args: Sequence[str]) -> None:
             },
             "epochs": trainer.current_epoch,
             "seconds": seconds,
+            "cost": {f"{name}_seconds": spent for name, spent in seconds.items()} | meter.report(),
             "parameters": sum(p.numel() for p in module.parameters()),
+            "fusion_weights": module.fusion.summary() if len(module.members) > 1 else {},
             "test": module.results["test"],
         }
         run.write_json(METRICS, summary)
         _write_tables(run, module, data)
         if wandb is not None:
-            wandb.log_summary({f"best/{name}": value for name, value in module.results["test"]["fused"].items()})
-            slices = _slices(module)
-            rows = [list(row.values()) for row in slices.to_pylist()]
-            wandb.log_table("test/slices", columns=slices.column_names, data=rows)
+            users = example_users(data, options.examples) if module.ranking else []
+            examples = example_lists(module, data, users) if users else None
+            log_fit(wandb, run, examples)
             wandb.finish()
+            if options.wandb_members and not wandb.failed:
+                log_members(run, options.wandb, options.project, examples)
         _report_fit(run, module, data, options, best_epoch, seconds["total"], wandb)
     finally:
         if failed and wandb is not None:

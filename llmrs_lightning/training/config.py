@@ -47,6 +47,7 @@ class RunOptions:
         patience: Validations without a better monitored metric after which training stops; they count from the first
             epoch in which the language model learns.
         wandb: online, offline or disabled; auto is online if there is a key, else offline.
+        wandb_members: Log each member as a W&B run of its own too, to be compared with other runs; seconds for each.
         project: W&B project.
         tags: W&B tags.
         examples: Users for whom recommendations are printed at the end.
@@ -59,6 +60,7 @@ class RunOptions:
     id: str | None = None
     patience: int = 3
     wandb: WandbMode = "auto"
+    wandb_members: bool = False
     project: str = "llmrs_lightning"
     tags: list[str] = field(default_factory=list)
     examples: int = 3

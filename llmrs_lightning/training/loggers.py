@@ -5,16 +5,23 @@ from __future__ import annotations
 import logging
 import netrc
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning_fabric.loggers.logger import _DummyExperiment
 from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
 
+from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
+
 _log = logging.getLogger(__name__)
 _HOST = "api.wandb.ai"
+_PATIENCE = 300.0  # seconds that the end of a run waits for a network; $WANDB_FINISH_TIMEOUT overrides it
 WandbMode = Literal["auto", "online", "offline", "disabled"]
+JobType = Literal["fit", "member", "fusion"]
+WEIGHT = "weight/"  # of a member in the fusion, by epoch
 
 
 def resolve_mode(mode: WandbMode) -> WandbMode:
@@ -35,10 +42,18 @@ def _has_netrc_key() -> bool:
 
 
 class SafeWandbLogger(WandbLogger):
-    """A WandbLogger whose failures cost the dashboard and not the run: one warning, then silence."""
+    """A WandbLogger whose failures cost the dashboard and not the run: one warning, then silence.
+
+    Metrics of validation and fusion weights are drawn over epochs, and the summary holds the best of each curve of
+    validation (`val/auc.max`, `val/rmse.min`).
+
+    Args:
+        options: As for WandbLogger, and `mode`: online or offline.
+    """
 
     def __init__(self, **options: Any) -> None:
-        self.failed, self.offline = False, bool(options.get("offline"))
+        self.failed, self.offline = False, options["mode"] == "offline"
+        self._defined: set[str] = set()
         super().__init__(**options)
         self._wandb_init.pop("anonymous", None)  # wandb warns of it even if it is not set
 
@@ -62,26 +77,56 @@ class SafeWandbLogger(WandbLogger):
             self.failed = True
             _log.warning("Weights & Biases failed (%s); the run goes on without it, with CSV logs.", error)
 
-    def log_metrics(self, *args: Any, **kwargs: Any) -> None:
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log metrics if the service is alive."""
-        self._attempt(super().log_metrics, *args, **kwargs)
+        self._attempt(self._define, metrics)
+        self._attempt(super().log_metrics, metrics, step)
+
+    def _define(self, names: Iterable[str]) -> None:
+        """Say over what new metrics are drawn, and which of their values is the best."""
+        for name in names:
+            if name not in self._defined and name.startswith(("val/", WEIGHT)):
+                self._defined.add(name)
+                lower = name.rsplit("/", 1)[-1] in LOWER_IS_BETTER
+                best = {} if name.startswith(WEIGHT) else {"summary": "min" if lower else "max"}
+                self.experiment.define_metric(name, step_metric="epoch", **best)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Log the configuration if the service is alive."""
         self._attempt(super().log_hyperparams, *args, **kwargs)
 
-    def log_summary(self, values: dict[str, float]) -> None:
-        """Write final values into the run's summary if the service is alive."""
-        self._attempt(lambda: self.experiment.summary.update(values))
+    def log_summary(self, values: Mapping[str, float]) -> None:
+        """Write final values into the run's summary if the service is alive; what is not defined is left out."""
+        defined = {name: value for name, value in values.items() if value is not None and value == value}
+        self._attempt(lambda: self.experiment.summary.update(defined))
 
-    def log_table(self, *args: Any, **kwargs: Any) -> None:
-        """Log a table if the service is alive."""
-        self._attempt(super().log_table, *args, **kwargs)
+    def log_objects(self, make: Callable[[], dict[str, Any]]) -> None:
+        """Log tables, charts and histograms, together, if the service is alive.
+
+        Args:
+            make: Makes them; what goes wrong in it costs no more than the dashboard either.
+        """
+        self._attempt(lambda: self.experiment.log(make()))
 
     def finish(self, failed: bool = False) -> None:
         """End the run, if there is one, and write out what is pending."""
-        if self._experiment is not None:
-            self._attempt(self._experiment.finish, exit_code=int(failed))
+        if self._experiment is None:
+            return
+        self._attempt(self._experiment.finish, exit_code=int(failed))
+        if self.failed:
+            self._leave(int(failed))
+
+    def _leave(self, exit_code: int) -> None:
+        """End what is left of a run that has failed, so that neither the next run nor the end of Python meets it."""
+        import wandb
+        from wandb.sdk.lib.module import unset_globals
+
+        run: Any = self._experiment
+        for end in (lambda: run.finish(exit_code=exit_code), wandb.teardown):
+            with suppress(Exception):
+                end()
+        if wandb.run is run:
+            unset_globals()
 
     def after_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Upload nothing: checkpoints stay in the run directory."""
@@ -90,23 +135,55 @@ class SafeWandbLogger(WandbLogger):
         """Leave the run open; `finish` ends it after the test metrics."""
 
 
+def make_wandb(
+    run: Path,
+    name: str,
+    group: str,
+    job_type: JobType,
+    mode: WandbMode,
+    project: str,
+    tags: Sequence[str] = (),
+) -> SafeWandbLogger | None:
+    """Make the logger of a W&B run, which starts when something is logged.
+
+    Args:
+        run: The run directory, which keeps W&B's files.
+        name: Name of the W&B run.
+        group: The experiment.
+        job_type: What the W&B run is about.
+        mode: Whether to upload.
+        project: W&B project.
+        tags: W&B tags.
+
+    Returns:
+        None if W&B is disabled.
+    """
+    mode = resolve_mode(mode)
+    if mode == "disabled":
+        return None
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout_raises=True)
+    if "WANDB_FINISH_TIMEOUT" not in os.environ:
+        settings.finish_timeout = _PATIENCE  # wandb alone would wait for hours
+    more = {} if job_type == "fit" else {"id": uuid.uuid4().hex[:8]}  # $WANDB_RUN_ID, if set, is of the fit
+    return SafeWandbLogger(
+        project=project,
+        name=name,
+        group=group,
+        job_type=job_type,
+        tags=list(tags),
+        save_dir=str(run),
+        mode=mode,
+        settings=settings,
+        **more,
+    )
+
+
 def make_loggers(
     run: Path, experiment: str, mode: WandbMode, project: str, tags: list[str]
 ) -> tuple[list[Logger], SafeWandbLogger | None]:
     """Make the CSV logger and, unless disabled, the W&B logger of a run, grouped by experiment."""
     csv = CSVLogger(str(run), name="", version="logs")
-    mode = resolve_mode(mode)
-    if mode == "disabled":
-        return [csv], None
-    import wandb
-
-    wandb_logger = SafeWandbLogger(
-        project=project,
-        name=run.name,
-        group=experiment,
-        tags=tags,
-        save_dir=str(run),
-        offline=mode == "offline",
-        settings=wandb.Settings(silent=True, console="off", init_timeout=30),
-    )
-    return [csv, wandb_logger], wandb_logger
+    wandb_logger = make_wandb(run, run.name, experiment, "fit", mode, project, tags)
+    return [csv] if wandb_logger is None else [csv, wandb_logger], wandb_logger

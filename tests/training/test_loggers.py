@@ -36,12 +36,17 @@ class FakeRun:
 
     def __init__(self, *broken: str) -> None:
         self.broken = broken
-        self.logged: list[dict[str, float]] = []
+        self.logged: list[dict[str, Any]] = []
+        self.defined: dict[str, dict[str, str]] = {}
         self.summary: dict[str, float] = {}
         self.config = SimpleNamespace(update=lambda *args, **kwargs: None)
         self.exit_codes: list[int] = []
 
-    def log(self, values: dict[str, float]) -> None:
+    def define_metric(self, name: str, **options: str) -> None:
+        assert name not in self.defined
+        self.defined[name] = options
+
+    def log(self, values: dict[str, Any]) -> None:
         if "log" in self.broken:
             raise ConnectionError("the service is gone")
         self.logged.append(values)
@@ -201,6 +206,9 @@ def test_what_is_logged(fit: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytes
     assert table.columns[:3] == ["slices", "slice", "system"]
     assert len(table.data) == pq.read_table(path / "slices.parquet").num_rows
     assert {"best/auc", "best/ndcg@10"} <= set(run.summary)
+    assert run.defined["val/auc"] == {"step_metric": "epoch", "summary": "max"}
+    assert run.defined["val/log_loss"] == {"step_metric": "epoch", "summary": "min"}
+    assert not [name for name in run.defined if not name.startswith("val/")]
 
 
 def test_a_run_that_fails_is_marked_as_failed(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:

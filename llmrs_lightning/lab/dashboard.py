@@ -1,0 +1,66 @@
+"""Fusions on Weights & Biases: a run each, beside the run whose members they fuse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from llmrs_lightning.errors import DataError
+from llmrs_lightning.training.dashboard import log_system
+from llmrs_lightning.training.loggers import WandbMode, resolve_mode
+from llmrs_lightning.training.rundir import FUSIONS, METRICS, RunDirectory
+
+_LISTS, _SYSTEM = "lists.parquet", "fusion/"
+
+
+def log_fusions(run_directory: str | Path, mode: WandbMode, project: str) -> int:
+    """Log each fusion of a run as a W&B run `<run>/fusion/<name>`, in the group of the experiment.
+
+    The metrics have the names that the run itself gives them: `test/auc`, `test/ndcg@10`.
+
+    Args:
+        run_directory: The run, fused by `llmrs fuse`.
+        mode: Whether to upload; auto is online if there is a key, else offline.
+        project: W&B project.
+
+    Returns:
+        How many were logged; after a failure of W&B the others are not tried.
+
+    Raises:
+        DataError: If this is no run, or it has not been fused.
+    """
+    run = RunDirectory.open(str(run_directory))
+    folder = run.path / FUSIONS
+    if not (folder / METRICS).is_file():
+        raise DataError(
+            "the run has no fusions", where=str(folder / METRICS), fix=f"make some: llmrs fuse --run {run.path}"
+        )
+    if resolve_mode(mode) == "disabled":
+        return 0
+    found = RunDirectory(folder).read_json(METRICS)
+    lists = pq.read_table(run.path / _LISTS) if (run.path / _LISTS).is_file() else None
+    for number, (name, metrics) in enumerate(found["test"].items()):
+        seconds = _of(found, "seconds", name)
+        logged = log_system(
+            run,
+            "fusion",
+            f"{_SYSTEM}{name}",
+            folder,
+            name,
+            metrics,
+            mode,
+            project,
+            weights=_of(found, "parameters", name) or {},
+            costs={} if seconds is None else {"total_seconds": seconds},
+            examples=lists,
+        )
+        if not logged:
+            return number
+    return len(found["test"])
+
+
+def _of(found: Mapping[str, Any], what: str, fusion: str) -> Any:
+    return found.get(what, {}).get(fusion)
