@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
+import yaml
 
 from llmrs_lightning.errors import DataError
 from llmrs_lightning.training.dashboard import log_system
 from llmrs_lightning.training.loggers import WandbMode, resolve_mode
-from llmrs_lightning.training.rundir import FUSIONS, METRICS, RunDirectory
+from llmrs_lightning.training.rundir import CONFIG, FUSIONS, METRICS, RunDirectory
 
 _LISTS, _SYSTEM = "lists.parquet", "fusion/"
 
 
-def log_fusions(run_directory: str | Path, mode: WandbMode, project: str) -> int:
+def log_fusions(run_directory: str | Path, mode: WandbMode, project: str | None = None) -> int:
     """Log each fusion of a run as a W&B run `<run>/fusion/<name>`, in the group of the experiment.
 
     The metrics have the names that the run itself gives them: `test/auc`, `test/ndcg@10`.
@@ -24,7 +23,7 @@ def log_fusions(run_directory: str | Path, mode: WandbMode, project: str) -> int
     Args:
         run_directory: The run, fused by `llmrs fuse`.
         mode: Whether to upload; auto is online if there is a key, else offline.
-        project: W&B project.
+        project: W&B project; None for that of the run.
 
     Returns:
         How many were logged; after a failure of W&B the others are not tried.
@@ -40,10 +39,11 @@ def log_fusions(run_directory: str | Path, mode: WandbMode, project: str) -> int
         )
     if resolve_mode(mode) == "disabled":
         return 0
+    project = project or yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8"))["run"]["project"]
     found = RunDirectory(folder).read_json(METRICS)
     lists = pq.read_table(run.path / _LISTS) if (run.path / _LISTS).is_file() else None
     for number, (name, metrics) in enumerate(found["test"].items()):
-        seconds = _of(found, "seconds", name)
+        seconds = found["seconds"].get(name)
         logged = log_system(
             run,
             "fusion",
@@ -53,14 +53,10 @@ def log_fusions(run_directory: str | Path, mode: WandbMode, project: str) -> int
             metrics,
             mode,
             project,
-            weights=_of(found, "parameters", name) or {},
+            weights=found["parameters"].get(name),
             costs={} if seconds is None else {"total_seconds": seconds},
             examples=lists,
         )
         if not logged:
             return number
     return len(found["test"])
-
-
-def _of(found: Mapping[str, Any], what: str, fusion: str) -> Any:
-    return found.get(what, {}).get(fusion)

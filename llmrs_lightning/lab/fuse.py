@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,10 @@ from llmrs_lightning.data.schema import ITEM, LABEL, RATING, USER
 from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing, require, suggestion
 from llmrs_lightning.fusion.registry import FUSIONS
 from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable, check_metric
+from llmrs_lightning.lab.dashboard import log_fusions
 from llmrs_lightning.lab.score_tables import PARTS, Tables, add_member, read_files, read_qrels, read_runs
 from llmrs_lightning.metrics import grouped_auc, pair_metrics
+from llmrs_lightning.training.loggers import WandbMode
 from llmrs_lightning.training.report import results_table, show
 from llmrs_lightning.training.rundir import FUSIONS as FOLDER
 from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, RunDirectory
@@ -261,6 +263,8 @@ def fuse(args: Sequence[str]) -> None:
     if known.metric:
         check_metric(known.metric, "--metric")
     folder = _folder(known)
+    if known.wandb != "disabled" and (known.out or not known.run):
+        raise ConfigError("W&B shows the fusions of a run", where="--wandb", fix="use --run, and leave --out out")
     tables = _read(known, _members(known.member))
     for note in tables.notes:
         show(note)
@@ -286,6 +290,8 @@ def fuse(args: Sequence[str]) -> None:
     show("", results_table(results, tables.ks, title), f"written to     {folder}")
     if known.run and not known.out:
         show(f"next           llmrs compare {' '.join(known.run)} --out report.html")
+    if known.wandb != "disabled":
+        log_fusions(known.run[0], known.wandb)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -318,6 +324,12 @@ def _parser() -> argparse.ArgumentParser:
         help="a row that a member lacks: refuse, or put it behind what the member lists",
     )
     parser.add_argument("--out", help="folder to write to (default: RUN/fusions)")
+    parser.add_argument(
+        "--wandb",
+        choices=get_args(WandbMode),
+        default="disabled",
+        help="log each fusion as a W&B run, in the group and project of the (first) run; default: disabled",
+    )
     return parser
 
 
