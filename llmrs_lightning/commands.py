@@ -103,7 +103,7 @@ def fit(args: Sequence[str]) -> None:
         best_epoch = load_weights(module, run)
 
         began = time.perf_counter()
-        if "fusion" in data.parts and len(module.members) > 1:
+        if "fusion" in data.parts:
             module.list_depth = _list_depth(options.list_depth, data)
             _write_fusion_tables(run, module, data, trainer)
         trainer.test(module, data, verbose=False)

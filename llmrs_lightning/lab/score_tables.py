@@ -187,7 +187,7 @@ def read_runs(paths: Sequence[str]) -> Tables:
                 "the run kept nothing that a fusion can be fitted to",
                 where=str(run.path),
                 found=f"no {FUSION_PAIRS}",
-                fix="train with a fusion part, data.splitter.init_args.fusion above 0, and two members or more",
+                fix="train with a fusion part, data.splitter.init_args.fusion above 0",
             )
         names = _names(run, tables.members)
         for key, file in FILES.items():
