@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from llmrs_lightning.errors import ConfigError, DataError
@@ -67,10 +69,10 @@ class WeightSearch(FittedFusion):
 
 
 class SimplexSearch(WeightSearch):
-    """Weights on the simplex: random points first, then steps from member to member that shrink while none helps.
+    """Weights on the simplex: random points first, then weight goes from member to member in steps that shrink.
 
     Requirements:
-        Enough rows that the metric is steady; it has no gradient, so it is evaluated a few hundred times.
+        Enough rows that the metric is steady; it has no gradient, so it is evaluated some hundred times.
 
     Related fusions:
         `Greedy` moves in whole steps and overfits less; `LogisticStacking` is convex and lets weights be negative.
@@ -100,9 +102,13 @@ class SimplexSearch(WeightSearch):
         best, step = np.asarray(best), 0.2
         while step > 0.01:
             better = None
-            for to in range(size):
-                trial = best * (1 - step)
-                trial[to] += step
+            for source, to in itertools.permutations(range(size), 2):
+                moved = min(step, best[source])
+                if not moved:
+                    continue
+                trial = best.copy()
+                trial[source] -= moved
+                trial[to] += moved
                 found = table.metric(inputs @ trial, metric)
                 if found > value + 1e-9:
                     better, value = trial, found

@@ -39,7 +39,7 @@ class LogisticStacking(FittedFusion):
         table = tables.of(metric)
         table.check_classes("the fusion part")
         rows = table.listed(DEPTH)
-        model = linear.LogisticRegression(C=self.strength, max_iter=1000)
+        model = linear.LogisticRegression(C=self.strength, tol=1e-6, max_iter=1000)
         model.fit(self.normalization(table)[rows], table.label[rows])
         self._weights, self._intercept = model.coef_[0], float(model.intercept_[0])
 
