@@ -42,7 +42,7 @@ def systems_table(results: Mapping[str, Mapping[str, float | None]]) -> pa.Table
 
 
 def calibration_table(predictions: pa.Table, system: str, bins: int = 10) -> pa.Table | None:
-    """Compare predicted probabilities with what came true, in bins of one width.
+    """Compare predicted probabilities with what came true, in bins of one width; rows without one are left out.
 
     Source: reliability diagrams as in Guo et al., 2017, On Calibration of Modern Neural Networks, section 2.
 
@@ -58,7 +58,8 @@ def calibration_table(predictions: pa.Table, system: str, bins: int = 10) -> pa.
     if name not in predictions.column_names:
         return None
     probability = predictions[name].to_numpy().astype(np.float64)
-    positive = predictions[LABEL].to_numpy() > 0
+    known = np.isfinite(probability)
+    probability, positive = probability[known], predictions[LABEL].to_numpy()[known] > 0
     place = np.minimum((probability * bins).astype(np.int64), bins - 1)
     rows = np.bincount(place, minlength=bins)
     used = rows > 0

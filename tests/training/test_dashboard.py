@@ -156,6 +156,12 @@ def test_calibration_is_that_of_scikit_learn(rows: list[tuple[float, bool]], bin
         np.testing.assert_allclose(table["probability"], mean)
 
 
+def test_rows_without_a_probability_are_in_no_bin() -> None:
+    table = calibration_table(pa.table({"label": [1.0, 1.0, 0.0], "a_probability": [np.nan, 0.95, 1.0]}), "a")
+    assert table is not None
+    assert table.to_pylist() == [{"system": "a", "probability": 0.975, "observed": 0.5, "rows": 2}]
+
+
 def test_what_is_not_predicted_has_no_chart() -> None:
     table = pa.table({"label": [0.0, 1.0], "rating": [1.0, 5.0], "a": [0.1, 0.2]})
     assert calibration_table(table, "a") is None
