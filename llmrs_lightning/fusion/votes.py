@@ -120,7 +120,7 @@ class Borda(Rule):
 
     def score(self, table: ScoreTable) -> Floats:
         """Count points."""
-        return np.asarray(self.normalization(table).mean(1))
+        return _borda(table) if table.ranked else np.asarray(self.normalization(table).mean(1))
 
 
 class ReciprocalRank(Rule):
@@ -147,8 +147,7 @@ class ReciprocalRank(Rule):
     def score(self, table: ScoreTable) -> Floats:
         """Sum reciprocal ranks."""
         ranks = table.ranks if table.ranked else (1 - self.normalization(table)) * self._size + 0.5
-        total: Floats = (1 / (self.k + ranks)).sum(1)
-        return total
+        return _sum(1 / (self.k + ranks))
 
 
 class Copeland(Rule):
@@ -179,12 +178,24 @@ class Copeland(Rule):
         """Hold the duels."""
         if not table.ranked:
             return _duels(table.scores, self._rivals)
-        points = np.asarray(self.normalization(table).mean(1)) - 1.0 - table.lengths  # below whatever the duels give
+        points = _borda(table) - 1.0 - table.lengths  # below whatever the duels give
         meet = np.asarray((table.ranks <= self.depth).any(1))
         for start, end in zip(table.starts[:-1], table.starts[1:], strict=True):
             rows = start + np.flatnonzero(meet[start:end])
             points[rows] = _duels(table.scores[rows], table.scores[rows])
         return points
+
+
+def _borda(table: ScoreTable) -> Floats:
+    """Return the Borda counts of lists; sums of ranks are exact, so that equal counts are equal."""
+    points: Floats = (table.lengths + 0.5 - table.ranks.sum(1) / len(table.members)) / table.lengths
+    return points
+
+
+def _sum(values: Floats) -> Floats:
+    """Sum over members in the order of size, so that rounding does not part rows that trade places between members."""
+    total: Floats = np.sort(values, 1).sum(1)
+    return total
 
 
 def _duels(scores: Floats, rivals: Floats) -> Floats:
@@ -235,7 +246,7 @@ class Comb(Rule):
             return np.asarray(values.max(1))
         if self.rule == "med":
             return np.asarray(np.median(values, 1))
-        total: Floats = values.sum(1)
+        total = _sum(values)
         return total * listed.sum(1) if self.rule == "mnz" else total
 
 
