@@ -31,6 +31,8 @@ _UNRELATED = frozenset(
         "run.tags",
         "run.folder",
         "run.wandb",
+        "run.wandb_members",
+        "run.list_depth",
         "run.project",
         "run.examples",
         "trainer.enable_progress_bar",
