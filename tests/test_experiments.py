@@ -13,6 +13,8 @@ from datasets import Dataset
 from llmrs_lightning.cli import main
 from llmrs_lightning.data.schema import Tables
 from llmrs_lightning.data.sources import FileSource, MovieLens100K
+from llmrs_lightning.lab import compare, fuse
+from llmrs_lightning.lab.steps import check_steps, steps_of
 from llmrs_lightning.lab.sweep_file import load_sweep
 from llmrs_lightning.lab.trials import expand, resolve
 from llmrs_lightning.training.config import build
@@ -98,14 +100,33 @@ def test_the_trials_of_a_sweep_resolve(file: Path, tiny_bert: str, monkeypatch: 
     sweep = load_sweep(file)
     trials = expand(sweep)
     assert sweep.name == file.stem
-    assert sweep.seed_options is not None  # said, so that a reader need not guess
+    assert "seed_options" in file.read_text()  # said, so that a reader need not guess
     for trial in trials:
         configs = [Path(after) for word, after in zip(trial.words, trial.words[1:], strict=False) if word == "--config"]
         config = resolve([*trial.words, *(word for path in configs for word in tiny(path, tiny_bert))])
         assert config["seed_everything"] == trial.seed
+        assert config["data"]["splitter"]["init_args"].get("seed", trial.seed) == trial.seed
         assert config["run"]["experiment"] == sweep.name
         assert config["run"]["id"] == trial.name
         assert set(config["run"]["tags"]) >= {f"sweep:{sweep.name}", f"variant:{trial.variant}"}
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda p: p.name)
+def test_the_steps_of_a_sweep_are_commands_that_write_into_its_folder(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(FOLDER.parent)
+    sweep = load_sweep(file)
+    steps = steps_of(sweep)
+    check_steps(steps, expand(sweep), str(file))
+    assert any("--latex" in step.words for step in steps)
+    for step in steps:
+        command, *words = step.words
+        parser = {"compare": compare._parser, "fuse": fuse._parser}[command]()
+        options = vars(parser.parse_args(words))  # exits where an option is unknown
+        written = [value for name in ("latex", "markdown", "csv", "out", "into") if (value := options.get(name))]
+        assert all(Path(path).parent == sweep.path for path in written), step.spelt
+        assert all(Path(run).parent == sweep.path or Path(run) == sweep.path for run in options.get("runs", []))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: str(p.relative_to(FOLDER)))

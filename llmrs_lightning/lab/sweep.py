@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from llmrs_lightning.lab.pool import Listed, Pool, Queue
 from llmrs_lightning.lab.progress import Followed, Progress
 from llmrs_lightning.lab.search import Searching, corners
 from llmrs_lightning.lab.slurm import SlurmLauncher, read_options
+from llmrs_lightning.lab.steps import Steps, check_steps, steps_of
 from llmrs_lightning.lab.sweep_file import load_sweep
 from llmrs_lightning.lab.sweep_spec import Sweep
 from llmrs_lightning.lab.sweep_state import State, aside_of, described, headline, locked, put_aside
@@ -38,6 +40,10 @@ The file:
   grid: {model.optimizer.learning_rate: [1.0e-3, 1.0e-2]}    # every combination, for every variant and seed
   parallel: {jobs: 2, devices: [0, 1], threads: 1}           # devices: cpu for none
   follow: {metric: ndcg@10, direction: max}                  # shown while it runs; default: what the runs monitor
+  each_seed:                             # llmrs commands after all trials, once a seed: {folder}, {name}, {seed}
+    - fuse --run {folder}/joint-seed{seed} --metric ndcg@10
+  then:                                  # and once at the end: {folder}, {name}
+    - compare {folder} --latex {folder}/table.tex --out {folder}/report.html
 Instead of variants and grid, a search by the monitored validation metric (pip install 'llmrs_lightning[search]'):
   search:
     trials: 20
@@ -53,20 +59,25 @@ The same command goes on where a sweep was stopped: finished trials are kept, ha
 trial whose options have changed since is refused; --rerun-changed moves its run to runs/NAME.aside and runs it again.
 The folder of the sweep holds sweep.json (what each trial came to), a log beside each run, and search.journal.
 
+Commands of each_seed and then are run one after the other, each a process of its own with a log in runs/NAME/steps.
+One that names the run of a trial that failed is skipped; one that fails stops no other. The same command runs them
+again where they have not finished, or where a run or an earlier step that they may read has changed, or their log is
+gone. A search, --wandb and --slurm leave them out; after --slurm, the same command without it runs them.
+
 --wandb writes the definition of a W&B sweep, which needs no account; to run it, once logged in:
   wandb sweep runs/NAME/wandb-sweep.yaml, then on any machine: wandb agent ENTITY/PROJECT/ID
 --slurm submits each trial as a job (pip install 'llmrs_lightning[slurm]') and watches; Ctrl-C cancels the jobs, a lost
 terminal does not, and the same command watches on. Options are submitit's:
   --slurm.partition gpu --slurm.gpus_per_node 1 --slurm.cpus_per_task 4 --slurm.timeout_min 240
 
-Exit code: 0, 1 if a trial failed, 2 for a mistake in the file, 128 + n if signal n stopped the sweep."""
+Exit code: 0, 1 if a trial or step failed, 2 for a mistake in the file, 128 + n if signal n stopped the sweep."""
 
 
 def sweep(args: Sequence[str]) -> int:
     """Run the trials of a sweep file.
 
     Returns:
-        Exit code: 0, 1 if a trial failed, 128 + n if signal n stopped it.
+        Exit code: 0, 1 if a trial or step failed, 128 + n if signal n stopped it.
     """
     parser = argparse.ArgumentParser(
         "llmrs sweep",
@@ -76,7 +87,7 @@ def sweep(args: Sequence[str]) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("file", help="sweep file, such as experiments/sweeps/joint_vs_frozen.yaml")
-    parser.add_argument("--dry-run", action="store_true", help="list the trials and their commands, and run none")
+    parser.add_argument("--dry-run", action="store_true", help="list trials, steps and their commands, and run none")
     parser.add_argument("--retry-failed", action="store_true", help="run trials again that failed before")
     parser.add_argument("--rerun-changed", action="store_true", help="run finished trials again whose options changed")
     parser.add_argument("--wandb", action="store_true", help="write a W&B sweep definition instead of running")
@@ -89,7 +100,11 @@ def sweep(args: Sequence[str]) -> int:
     if found.search is not None and found.seed_options is None:
         found.seed_options = seed_options(tuple(w for c in found.variants[""].configs for w in ("--config", c)))
     trials = check(corners(found) if found.search is not None else expand(found), str(found.file))
+    if found.search is None:
+        check_steps(steps_of(found), trials, str(found.file))
     if known.wandb:
+        if found.each_seed or found.then:
+            print("each_seed and then are left out: W&B's agent runs trials alone", file=sys.stderr)
         path = write(found, trials)
         print(path.read_text(encoding="utf-8"), end="")
         return 0
@@ -143,7 +158,12 @@ def run(
         view.expect([], found.search.trials, {})
     with view:
         stopped = pool.run(queue)
-    return _report(found, trials, state, queue, stopped)
+    steps = Steps([] if launcher.adopts or found.search is not None else steps_of(found), trials, state)
+    if not stopped:
+        stopped = steps.run(found.parallel, every)
+    code = _report(found, trials, state, queue, stopped)
+    _say_left_out(found, launcher)
+    return code or int(bool(steps.of("failed")))
 
 
 def _launcher(found: Sweep, cluster: dict[str, Any] | None) -> Launcher:
@@ -187,12 +207,19 @@ def _list(found: Sweep, trials: list[Trial], launcher: ProcessLauncher) -> None:
         show(f"{found.search.trials} trials of a search; these {len(trials)} points of its space were checked")
         for trial in trials:
             show(f"{environment} {shlex.join(trial.command)}")
+        _say_left_out(found, launcher)
         return
     state = State(found.path)
+    pending = set()
     for trial in trials:
         record, verdict = state.records.get(trial.name), state.judge(trial)
+        pending |= {trial.name} if verdict != "keep" else set()
         told = record.state if verdict == "keep" and record is not None else "to run" if verdict == "run" else verdict
         show(f"{trial.name}: {told}", f"  {environment} {shlex.join(trial.command)}")
+    steps = Steps(steps_of(found), trials, state)
+    outlook = steps.outlook(pending)
+    for step in steps.steps:
+        show(f"{step.name}: {outlook[step.name]}", f"  {step.spelt}")
 
 
 def _report(found: Sweep, trials: list[Trial], state: State, queue: Queue, stopped: int) -> int:
@@ -213,6 +240,16 @@ def _report(found: Sweep, trials: list[Trial], state: State, queue: Queue, stopp
         show(f"stopped; to go on: llmrs sweep {shlex.quote(str(found.file))}")
         return 128 + stopped
     return 1 if failed else 0
+
+
+def _say_left_out(found: Sweep, launcher: Launcher) -> None:
+    """Say which steps are not run, and how to run them."""
+    left = steps_of(found)
+    if left and found.search is not None:
+        show("each_seed and then are left out: what follows a search is one run, the best")
+    elif left and launcher.adopts:
+        show(f"left out with --slurm; to run them here: llmrs sweep {shlex.quote(str(found.file))}, or one by one")
+        show(*(f"  {step.spelt}" for step in left))
 
 
 def _report_search(found: Sweep, queue: Searching) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from llmrs_lightning.errors import ConfigError, LLMRSError, listing, suggestion
+from llmrs_lightning.lab.steps import read_step
 from llmrs_lightning.lab.sweep_spec import (
     Dimension,
     Options,
@@ -35,6 +36,8 @@ _KEYS = (
     "parallel",
     "follow",
     "search",
+    "each_seed",
+    "then",
 )
 _NAME = re.compile(r"[A-Za-z0-9_][\w.+=,-]*")
 
@@ -149,6 +152,8 @@ class _Reader:
             },
             parallel=self.parallel(known.get("parallel")),
             search=self.search(known["search"]) if "search" in known else None,
+            each_seed=self.steps(known, "each_seed"),
+            then=self.steps(known, "then"),
         )
         self.follow(sweep, known.get("follow"))
         self.conflicts(sweep, known)
@@ -214,6 +219,15 @@ class _Reader:
         if not low < high or (log and low <= 0) or (of == "int" and (low % 1 or high % 1)):
             self.note("this is no range", where, value, "low below high, above 0 with log, whole numbers for int")
         return Dimension(None, low, high, log, of)
+
+    def steps(self, known: dict[str, Any], key: str) -> list[tuple[str, ...]]:
+        read = []
+        for text in self.listed(known[key], key) if key in known else []:
+            try:
+                read.append(read_step(text, key))
+            except ConfigError as error:
+                self.problems.append(error)
+        return read
 
     def conflicts(self, sweep: Sweep, known: dict[str, Any]) -> None:
         """Note options that two places set, since one would win silently."""

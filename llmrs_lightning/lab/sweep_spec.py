@@ -87,6 +87,8 @@ class Sweep:
         follow: Validation metric of the progress table; None for what the runs monitor.
         maximize: Whether more of `follow` is better; None for what the metric's name says.
         search: A search over options, which takes the place of variants and grid.
+        each_seed: Commands that follow the trials, for each seed, word by word, with placeholders.
+        then: Commands that follow at the end.
     """
 
     file: Path
@@ -100,6 +102,8 @@ class Sweep:
     follow: str | None = None
     maximize: bool | None = None
     search: Search | None = None
+    each_seed: list[tuple[str, ...]] = field(default_factory=list)
+    then: list[tuple[str, ...]] = field(default_factory=list)
 
     @property
     def path(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,23 +20,23 @@ from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, SLI
 STATE, LOCK = "sweep.json", "sweep.lock"
 TAIL = 20
 
-Status = Literal["running", "finished", "failed", "stopped", "pruned"]
+Status = Literal["running", "finished", "failed", "stopped", "pruned", "skipped"]
 Verdict = Literal["run", "keep", "changed", "unknown"]
 
 
 @dataclass
 class Record:
-    """What is known of one trial.
+    """What is known of one trial, or of one step that follows the trials.
 
     Args:
         state: Where it stands; `stopped` is what an interrupted sweep leaves.
-        fingerprint: Of the options that it ran with.
+        fingerprint: Of the options that it ran with; of a step, of what it read.
         command: The command that ran it.
         job: Process or job that runs it.
         started: When, UTC.
         seconds: How long it ran.
         exit_code: What it ended with; negative for a signal.
-        message: The last lines of its log, where it failed.
+        message: The last lines of its log, where it failed; why it was skipped.
     """
 
     state: Status
@@ -49,7 +50,7 @@ class Record:
 
 
 class State:
-    """The records of a sweep's trials, written anew at each change.
+    """The records of a sweep's trials and steps, written anew at each change.
 
     Args:
         folder: The sweep's folder.
@@ -61,10 +62,12 @@ class State:
     def __init__(self, folder: Path) -> None:
         self.path = folder / STATE
         self.records: dict[str, Record] = {}
+        self.steps: dict[str, Record] = {}
         if self.path.exists():
             try:
-                held = json.loads(self.path.read_text(encoding="utf-8"))["trials"]
-                self.records = {name: Record(**values) for name, values in held.items()}
+                held = json.loads(self.path.read_text(encoding="utf-8"))
+                self.records = {name: Record(**values) for name, values in held["trials"].items()}
+                self.steps = {name: Record(**values) for name, values in held.get("steps", {}).items()}
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise DataError(
                     "the state of the sweep cannot be read",
@@ -78,9 +81,15 @@ class State:
         self.records[name] = record
         self.save()
 
+    def put_step(self, name: str, record: Record) -> None:
+        """Write what is now known of a step."""
+        self.steps[name] = record
+        self.save()
+
     def save(self) -> None:
         """Write all records, whole or not at all."""
-        values = {"trials": {name: asdict(record) for name, record in self.records.items()}}
+        kinds = {"trials": self.records, "steps": self.steps}
+        values = {kind: {name: asdict(record) for name, record in of.items()} for kind, of in kinds.items()}
         with replacing(self.path) as temporary:
             temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
@@ -162,9 +171,9 @@ def tail(log: Path, lines: int = TAIL) -> str:
 
 
 def headline(message: str) -> str:
-    """Return the line of a failed trial's last lines that says what went wrong: the program's own, or the very last."""
+    """Return the line of a failed command's last lines that says what went wrong: its own, or the very last."""
     lines = message.splitlines() or [""]
-    return next((line for line in reversed(lines) if line.startswith("llmrs fit: ")), lines[-1]).strip()
+    return next((line for line in reversed(lines) if re.match(r"llmrs \w+: ", line)), lines[-1]).strip()
 
 
 @contextmanager
