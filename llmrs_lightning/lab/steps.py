@@ -267,14 +267,17 @@ class Steps:
         return [other for other in earlier if step.reads(other.seed)]
 
     def _fingerprint(self, step: Step) -> str:
-        """Hash the command with what it may read: when each run was written, and what steps before it came to."""
+        """Hash the command with what it may read: when runs were written, and what steps before came to, and when."""
         runs = {
             t.name: (t.run / METRICS).stat().st_mtime_ns
             for t in self.trials
             if step.reads(t.seed) and self._finished(t)
         }
         known = {s.name: self.state.steps.get(s.name) for s in self._before(step)}
-        before = {name: record and (record.state, record.fingerprint) for name, record in known.items()}
+        before = {
+            name: record and (record.state, (record.started, record.job) if record.state == "finished" else None)
+            for name, record in known.items()
+        }
         return hashlib.sha256(json.dumps([step.words, runs, before]).encode()).hexdigest()
 
 

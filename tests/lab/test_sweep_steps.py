@@ -98,6 +98,8 @@ def test_steps_run_in_order_and_once(
     assert "steps finished before: 5" in capsys.readouterr().out
     (following.folder / "steps" / "3-compare.log").unlink()
     assert following.go() == (0, EVERY[4:])
+    (following.folder / "steps" / "2-fuse-seed0.log").unlink()
+    assert following.go() == (0, [EVERY[1], EVERY[4]])
 
 
 def test_what_reads_a_run_that_was_made_anew_runs_again(following: Following) -> None:
