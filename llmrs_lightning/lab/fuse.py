@@ -72,7 +72,7 @@ def fuse_all(
             table.check(f"the {'lists' if table.ranked else 'pairs'} of the {part} part")
     done: dict[str, Fused] = {}
     for name in (bar := tqdm(names, desc="fuse", unit="fusion", delay=2, leave=False)):
-        bar.set_postfix_str(name)
+        bar.set_postfix_str(name, refresh=False)
         began = time.perf_counter()
         fusion = FUSIONS[name]()
         try:

@@ -127,8 +127,11 @@ class Tables:
         }
         pairs, lists = made.get("pairs"), made.get("lists")
         if pairs is not None and lists is not None and pairs.ratings is not None:
-            slope, offset = _lines(pairs.scores, pairs.ratings)
-            if np.allclose(pairs.scores * slope + offset, pairs.ratings, atol=1e-3):  # scores that tell ratings
+            with np.errstate(invalid="ignore"):  # scores that are infinite are refused later, by name
+                slope, offset = _lines(pairs.scores, pairs.ratings)
+            if np.isfinite(slope).all() and np.allclose(
+                pairs.scores * slope + offset, pairs.ratings, atol=1e-3
+            ):  # scores that tell ratings
                 lists = replace(lists, ratings=lists.scores * slope + offset)
         return FusionTables(pairs, lists)
 
