@@ -184,6 +184,10 @@ def test_judged_rows_are_those_that_are_relevant_or_listed(tmp_path: Path) -> No
     assert part is not None
     scores = dict(zip([row[:2] for row in found], part.scores[:, 0], strict=True))
     assert scores["q1", "d1"] < scores["q1", "d4"] < scores["q1", "d3"]
+    named = ("--member", f"m={runs[0]},{runs[1]}", "--fusion", "borda", "--out", tmp_path / "out")
+    assert fuse("--qrels", *qrels, *named)[0] == 0
+    # of q the third is relevant and of r the only one; s, where nothing is, counts for nothing
+    assert read(tmp_path / "out" / "metrics.json")["test"]["borda"]["ndcg@5"] == pytest.approx((0.5 + 1) / 2)
 
 
 def test_members_that_list_different_rows_are_refused_or_filled(tmp_path: Path) -> None:
