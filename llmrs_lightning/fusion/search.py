@@ -41,7 +41,8 @@ class WeightSearch(FittedFusion):
         if table.ranked:
             # lists in which nothing is to be found have no metric, nor do places behind the first have a part in it
             found = table.by_list(table.label, np.maximum) > 0
-            rows = table.listed(max(_DEPTH, int(metric.partition("@")[2]))) & found
+            listed = table.listed(max(_DEPTH, int(metric.partition("@")[2])))
+            rows = found & (listed | (table.label > 0))
             inputs, table = inputs[rows], table.take(rows)
         if np.isnan(table.metric(inputs[:, 0], metric)):
             raise DataError(

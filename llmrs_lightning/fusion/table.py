@@ -107,18 +107,15 @@ class ScoreTable:
         )
 
     def listed(self, depth: int) -> Rows:
-        """Tell the rows of lists that some member puts among the first `depth`, and the positive ones; all pairs, (R,).
+        """Tell the rows of lists that some member puts among the first `depth`; all pairs, (R,).
 
-        What a learner reads of them has to be normalised before the others are left out: the fused scores of whole
-        lists are made of scores that are normalised in whole lists.
+        A positive row that no member puts there is not told: among rows that all have a high score, one with a low score
+        would be known to be positive; metrics have to add these rows. What a learner reads has to be normalised before the others are left out, since
+        the fused scores of whole lists are made of scores that are normalised in whole lists.
         """
         if not self.ranked:
             return np.ones(len(self), bool)
-        return np.asarray((self.ranks <= depth).any(1) | (self.label > 0))
-
-    def top(self, depth: int) -> ScoreTable:
-        """Return the rows that `listed` tells."""
-        return self.take(self.listed(depth))
+        return np.asarray((self.ranks <= depth).any(1))
 
     @cached_property
     def starts(self) -> Ids:

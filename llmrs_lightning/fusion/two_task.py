@@ -11,6 +11,7 @@ from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable
 
 _CUTS = (0.8, 0.85, 0.9, 0.95)
 _FACTORS = (1.0, 3.0, 10.0, 30.0)
+_DEPTH = 100  # of lists, while both are chosen
 
 
 class TwoTask(FittedFusion):
@@ -45,17 +46,18 @@ class TwoTask(FittedFusion):
         self._watches.fit(tables, self.ranking)
         a, b = self._likes.score(pairs), self._watches.score(lists)
         self._scale = (a.mean(), a.std() or 1.0, b.std() or 1.0)
-        lists = lists.top(100)
-        parts = [(self._likes.score(t), self._watches.score(t)) for t in (pairs, lists)]
+        kept = lists.listed(_DEPTH) | (lists.label > 0)
+        parts = [(a, self._watches.score(pairs)), (self._likes.score(lists)[kept], b[kept])]
+        lists = lists.take(kept)
         best = (pairs.metric(parts[0][0], self.rating) - 0.5, lists.metric(parts[1][1], self.ranking))
         found = -np.inf
         for cut in np.quantile(b, _CUTS):
             for factor in _FACTORS:
                 rated, ranked = (self._join(*part, cut, factor) for part in parts)
-                kept = (pairs.metric(rated, self.rating) - 0.5) / max(best[0], 1e-9)
-                kept += lists.metric(ranked, self.ranking) / max(best[1], 1e-9)
-                if kept > found:
-                    found, self._cut, self._factor = kept, float(cut), factor
+                share = (pairs.metric(rated, self.rating) - 0.5) / max(best[0], 1e-9)
+                share += lists.metric(ranked, self.ranking) / max(best[1], 1e-9)
+                if share > found:
+                    found, self._cut, self._factor = share, float(cut), factor
 
     def _join(self, a: Floats, b: Floats, cut: float, factor: float) -> Floats:
         mean, unit, step = self._scale
