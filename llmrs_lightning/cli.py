@@ -20,7 +20,11 @@ COMMANDS = {
     "predict": ("commands", "predict", "table of pairs in, the same table with scores out"),
     "fuse": ("lab.fuse", "fuse", "compute every fusion of a run's members, or of tables from elsewhere, and test them"),
     "compare": ("lab.compare", "compare", "runs side by side: significance, an HTML page, Markdown, CSV and LaTeX"),
-    "sweep": ("lab.sweep", "sweep", "one configuration x variants x seeds, each a process and run directory of its own"),
+    "sweep": (
+        "lab.sweep",
+        "sweep",
+        "one configuration x variants x seeds, each a process and run directory of its own",
+    ),
     "recommend": ("commands", "recommend", "best items for known users, or for a new user described in words"),
 }
 

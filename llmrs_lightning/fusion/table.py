@@ -109,9 +109,10 @@ class ScoreTable:
     def listed(self, depth: int) -> Rows:
         """Tell the rows of lists that some member puts among the first `depth`; all pairs, (R,).
 
-        A positive row that no member puts there is not told: among rows that all have a high score, one with a low score
-        would be known to be positive; metrics have to add these rows. What a learner reads has to be normalised before the others are left out, since
-        the fused scores of whole lists are made of scores that are normalised in whole lists.
+        A positive row that no member puts there is not told: among rows that all have a high score, one with a low
+        score would be known to be positive. Metrics have to add these rows. What a learner reads has to be normalised
+        before the others are left out, since the fused scores of whole lists are made of scores that are normalised in
+        whole lists.
         """
         if not self.ranked:
             return np.ones(len(self), bool)
