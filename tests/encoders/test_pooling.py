@@ -109,7 +109,7 @@ def test_whitened_vectors_have_mean_0_and_unit_variances(built):
     vectors = TextVectors(encoder, store)
     vectors.fit({"user": torch.arange(9), "item": torch.arange(5, 18)})
     white = vectors("item", torch.arange(18))
-    torch.testing.assert_close(white.mean(0), torch.zeros(6), rtol=0, atol=1e-4)
+    torch.testing.assert_close(white.mean(0), torch.zeros(6), rtol=0, atol=1e-3)
     torch.testing.assert_close(white.T @ white / 18, torch.eye(6), rtol=0, atol=1e-3)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(vectors("item", torch.arange(18)), white)
