@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 import torch
@@ -18,7 +19,7 @@ from datasets import Dataset
 
 from llmrs_lightning.data.checks import Check
 from llmrs_lightning.data.datamodule import RecDataModule
-from llmrs_lightning.data.schema import PARTS, USER
+from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
@@ -26,8 +27,8 @@ from llmrs_lightning.training.callbacks import make_callbacks
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.cost import CostMeter
 from llmrs_lightning.training.dashboard import FusionWeights, identity, log_fit, log_members
-from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
-from llmrs_lightning.training.examples import example_lists, example_users
+from llmrs_lightning.training.evaluation import FUSED, LOWER_IS_BETTER
+from llmrs_lightning.training.examples import example_lists
 from llmrs_lightning.training.load import load_weights, open_run
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
@@ -128,14 +129,13 @@ def fit(args: Sequence[str]) -> None:
         }
         run.write_json(METRICS, summary)
         _write_tables(run, module, data)
+        examples = example_lists(module, data, options.examples) if module.ranking else None
         if wandb is not None:
-            users = example_users(data, options.examples) if module.ranking else []
-            examples = example_lists(module, data, users) if users else None
             log_fit(wandb, run, examples)
             wandb.finish()
             if options.wandb_members and not wandb.failed:
                 log_members(run, options.wandb, options.project, examples)
-        _report_fit(run, module, data, options, best_epoch, seconds["total"], wandb)
+        _report_fit(run, module, data, examples, best_epoch, seconds["total"], wandb)
     finally:
         if failed and wandb is not None:
             wandb.finish(failed=True)
@@ -206,7 +206,7 @@ def _report_fit(
     run: RunDirectory,
     module: JointRecommender,
     data: RecDataModule,
-    options: Any,
+    examples: pa.Table | None,
     epoch: int,
     seconds: float,
     wandb: Any,
@@ -214,14 +214,9 @@ def _report_fit(
     title = f"test, best epoch {epoch} of {module.trainer.current_epoch}, {seconds:.0f} s in all"
     show("", results_table(module.results["test"], module.ks, title))
     _show_slices(module)
-    if module.ranking and options.examples:
-        test = data.pairs("test")
-        liked = {
-            (str(data.data.user_ids[u]), str(data.data.item_ids[i]))
-            for u, i in zip(test.user[test.label > 0], test.item[test.label > 0], strict=True)
-        }
-        users = list(dict.fromkeys(user for user, _ in sorted(liked)))[: options.examples]
-        lists = Recommender(module, data).recommend(users, k=10, seen_parts=PARTS[:-1])
+    if examples is not None:
+        lists = examples.filter(pc.equal(examples["system"], FUSED))
+        liked = {(row[USER], row[ITEM]) for row in lists.to_pylist() if row["liked"]}
         show("", lists_table(lists, "top 10", liked, "★ liked in the test part"))
     where = "off" if wandb is None else ("failed" if wandb.failed else str(run.path / "wandb"))
     if wandb is not None and wandb.offline and not wandb.failed:
@@ -280,9 +275,9 @@ def predict(args: Sequence[str]) -> None:
                 allowed=f"{schema.user_id} and {schema.item_id}, and any others",
             )
         asked = pairs.data.column(column).cast(pa.large_string()).combine_chunks()
-        place = pa.compute.index_in(asked, pa.array(ids, pa.large_string()))
+        place = pc.index_in(asked, pa.array(ids, pa.large_string()))
         if place.null_count:
-            missing = pa.compute.filter(asked, pa.compute.is_null(place))
+            missing = pc.filter(asked, pc.is_null(place))
             raise DataError(
                 f"{place.null_count:,} rows name a {column} that the model does not know",
                 where=f"--pairs {known.pairs}",
