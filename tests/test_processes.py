@@ -1,26 +1,43 @@
-"""Metrics do not change with the number of processes: the commands, run as a user would run them on two devices."""
+"""Numbers do not change with the number of processes: real ones, started as a user would start them."""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from llmrs_lightning.cli import main
 
+WORKER = """
+import json, sys
+import numpy as np
+from llmrs_lightning.training.load import open_run
+
+if __name__ == "__main__":
+    run, out, devices = sys.argv[1:]
+    cli, _ = open_run(run)
+    strategy = "ddp" if int(devices) > 1 else "auto"
+    trainer = cli.make_trainer(logger=False, callbacks=[], devices=int(devices), strategy=strategy)
+    for part in ("val", "test"):
+        (trainer.validate if part == "val" else trainer.test)(cli.model, cli.datamodule, verbose=False)
+        if trainer.is_global_zero:
+            module = cli.model
+            with open(f"{out}/{part}{devices}.json", "w") as file:
+                json.dump([module.results[part], module.by_slice], file)
+            np.savez(f"{out}/{part}{devices}.npz", **module.table, **module.per_user)
+"""
+
 
 @pytest.mark.slow
-def test_two_processes_print_the_table_of_one(
-    tiny_bert: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_metrics_and_tables_do_not_depend_on_the_number_of_processes(tiny_bert: str, tmp_path: Path) -> None:
     config = {
-        "run": {"experiment": "processes", "folder": str(tmp_path), "id": "one"},
+        "run": {"experiment": "processes", "folder": str(tmp_path), "id": "one", "wandb": "disabled"},
         "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False},
         "model": {
             "encoder": {"class_path": "TextEncoder", "init_args": {"pretrained": tiny_bert, "projection": 8}},
@@ -28,7 +45,7 @@ def test_two_processes_print_the_table_of_one(
             "scorers": {"dnn": {"class_path": "DNNScorer"}, "mf": {"class_path": "MFScorer"}},
         },
         "data": {
-            # 31 users and odd batch sizes: no piece is as long as the other
+            # 31 users and batches of 7: no piece is as long as the other, and some processes get nothing of the last
             "source": {"class_path": "Checkerboard", "init_args": {"num_users": 31, "num_items": 17, "noise": 0.2}},
             "user_text": {"template": "{taste}"},
             "item_text": {"template": "{description}"},
@@ -37,24 +54,30 @@ def test_two_processes_print_the_table_of_one(
         },
     }
     (tmp_path / "one.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "worker.py").write_text(WORKER)
     assert main(["fit", "--config", str(tmp_path / "one.yaml")]) == 0
-    capfd.readouterr()
-    tables = []
-    for options in (["--trainer.devices", "1"], ["--trainer.devices", "2", "--trainer.strategy", "ddp"]):
-        words = [
-            sys.executable,
-            "-m",
-            "llmrs_lightning",
-            "test",
-            "--run",
-            str(tmp_path / "processes" / "one"),
-            *options,
-        ]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | {"COLUMNS": "200"})
+    run = str(tmp_path / "processes" / "one")
+    for devices in ("1", "2", "4"):
+        words = [sys.executable, str(tmp_path / "worker.py"), run, str(tmp_path), devices]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        tables.append([line for line in done.stdout.splitlines() if line.startswith("│")])
-    assert len(tables[0]) > 5  # fused, dnn, mf, random, popularity, and slices
-    assert tables[1] == tables[0]
+    for part in ("val", "test"):
+        results, slices = json.loads((tmp_path / f"{part}1.json").read_text())
+        table = np.load(tmp_path / f"{part}1.npz")
+        assert len(table["row"]) > 40
+        assert len(slices) == 0 if part == "val" else len(slices) > 20
+        for devices in (2, 4):
+            others, cuts = json.loads((tmp_path / f"{part}{devices}.json").read_text())
+            assert others.keys() == results.keys()
+            for system, values in results.items():
+                assert others[system] == pytest.approx(values, abs=1e-6, nan_ok=True), (part, devices, system)
+            for cut, expected in zip(cuts, slices, strict=True):
+                assert cut == pytest.approx(expected, abs=1e-6), (part, devices)
+            columns = np.load(tmp_path / f"{part}{devices}.npz")
+            assert sorted(columns.files) == sorted(table.files)
+            assert columns["row"].tolist() == table["row"].tolist()
+            for name in table.files:
+                np.testing.assert_allclose(columns[name], table[name], atol=1e-6, err_msg=name)
 
 
 @pytest.mark.slow

@@ -161,9 +161,9 @@ class Horizon:
         batch = SideBatch(torch.from_numpy(position))
         if time is None:
             time = np.full(len(position), self.now)
-        timeline = None if self.texts is None else self.texts.user if name == "user" else self.texts.item
-        if self.texts is not None and timeline is not None:
-            ids, index = numbered(timeline.at(position, time))
+        text = self.text_numbers(name, position, time)
+        if self.texts is not None and text is not None:
+            ids, index = numbered(text)
             batch.text, batch.text_ids = torch.from_numpy(index), torch.from_numpy(ids)
             if tokens:
                 varied = self._without_a_field(ids, draw)
@@ -172,6 +172,19 @@ class Horizon:
             look = self.history.around if self.around else self.history.before
             batch.past = PastBatch.of(look(position, time, self.limit))
         return batch
+
+    def text_numbers(self, name: SideName, position: Ids, time: Ids) -> Ids | None:
+        """Return the number in the token store of each one's text at a moment, (B,); None where there is no text.
+
+        Args:
+            name: Which side.
+            position: (B,) positions in the table.
+            time: (B,) seconds.
+        """
+        if self.texts is None:
+            return None
+        timeline = self.texts.user if name == "user" else self.texts.item
+        return None if timeline is None else timeline.at(position, time)
 
     def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:
         if self.augmentation is None or self.texts is None or not self.texts.without.size:

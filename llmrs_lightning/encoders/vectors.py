@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from llmrs_lightning.encoders.projection import Whitening
 from llmrs_lightning.encoders.states import TextStates
 from llmrs_lightning.encoders.text import Side, TextEncoder
 from llmrs_lightning.modules import Stamp, evaluating, stamp
+
+Reduce = Callable[[Tensor, str], Tensor]
 
 
 class TextVectors:
@@ -39,9 +41,33 @@ class TextVectors:
         pooled, known = self._tower(side, numbers.device)
         missing = numbers[~known[numbers]]
         if len(missing):
-            self._encode(side, missing.cpu().numpy(), pooled)
+            self._encode(side, list(self.store.chunks(missing.cpu().numpy())), pooled)
             known[missing] = True
         return pooled[numbers]
+
+    def share(
+        self, side: Side, numbers: Tensor, part: tuple[int, int], reduce: Callable[[Tensor, str], Tensor]
+    ) -> None:
+        """Encode texts that all processes will ask for, each on one of them, to the same bits as one process would.
+
+        Args:
+            side: Whose texts.
+            numbers: (U,) their distinct numbers, the same on every process.
+            part: This process and the number of processes.
+            reduce: Reduces a tensor over processes; `sum` or `max`.
+        """
+        pooled, known = self._tower(side, numbers.device)
+        missing = numbers[reduce((~known[numbers]).int(), "max").bool()]
+        if not len(missing):
+            return
+        rank, world_size = part
+        mine = list(self.store.chunks(missing.cpu().numpy()))[rank::world_size]
+        self._encode(side, mine, pooled)
+        ours = torch.zeros_like(known)
+        for chunk in mine:
+            ours[torch.from_numpy(chunk).to(ours.device)] = True
+        pooled[missing] = reduce(torch.where(ours[missing].unsqueeze(1), pooled[missing], 0), "sum")
+        known[missing] = True
 
     def fit(self, numbers: Mapping[Side, Tensor]) -> None:
         """Fit whitenings to the texts of the training rows, unless a checkpoint has brought them.
@@ -67,10 +93,10 @@ class TextVectors:
         return self._kept[tower][1:]
 
     @torch.no_grad()
-    def _encode(self, side: Side, numbers: Ids, pooled: Tensor) -> None:
-        bar = tqdm(total=len(numbers), desc=f"encode {side} texts", unit="text", delay=3, leave=False)
+    def _encode(self, side: Side, chunks: Sequence[Ids], pooled: Tensor) -> None:
+        bar = tqdm(total=sum(map(len, chunks)), desc=f"encode {side} texts", unit="text", delay=3, leave=False)
         with evaluating(self.encoder), bar:
-            for chunk in self.store.chunks(numbers):
+            for chunk in chunks:
                 texts, rows = self.store.batch(chunk).to(pooled.device), torch.from_numpy(chunk).to(pooled.device)
                 below = self.states(side, rows, texts) if self.states is not None else None
                 pooled[rows] = self.encoder.pooled(texts, side, below).to(pooled.dtype)

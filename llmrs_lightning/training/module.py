@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from llmrs_lightning.data.collate import RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.negatives import HardNegatives
+from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
@@ -346,12 +347,29 @@ class JointRecommender(pl.LightningModule):
         if self.encoder is not None:
             self._rest(self.encoder, data)
         negatives = data.negatives
-        if not isinstance(negatives, HardNegatives) or not self.current_epoch:
-            return  # an untrained model knows no hard items
-        if self.current_epoch % negatives.every == 0:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        # an untrained model knows no hard items
+        every = negatives.every if isinstance(negatives, HardNegatives) else 0
+        hard = bool(every and self.current_epoch and self.current_epoch % every == 0)
+        if hard or not self.encoder_learns:
+            self._share_texts(data, "train")
+        if hard and isinstance(negatives, HardNegatives):
+            part = self.trainer.global_rank, self.trainer.world_size
             with evaluating(self):
-                negatives.refresh(lambda users: self._score_all(data, users), (rank, world_size), self._over_processes)
+                negatives.refresh(lambda users: self._score_all(data, users), part, self._over_processes)
+
+    def _share_texts(self, data: RecDataModule, stage: Stage, rows: Pairs | None = None) -> None:
+        """Part among processes the encoding of everyone's texts, and of those that `rows` have at their moments."""
+        if self.encoder is None or self.trainer.world_size == 1:
+            return
+        part, horizon = (self.trainer.global_rank, self.trainer.world_size), data.horizon(stage)
+        for side, size in zip(SIDES, (len(data.data.users), len(data.data.items)), strict=True):
+            found = [horizon.text_numbers(side, np.arange(size), np.full(size, horizon.now))]
+            if rows is not None:
+                found.append(horizon.text_numbers(side, getattr(rows, side), rows.time))
+            numbers = [ids for ids in found if ids is not None]
+            if numbers:
+                distinct = torch.from_numpy(np.unique(np.concatenate(numbers))).to(self.device)
+                self._vectors.share(side, distinct, part, self._reduced)
 
     @torch.no_grad()
     def _score_all(self, data: RecDataModule, users: Ids) -> Tensor:
@@ -362,7 +380,10 @@ class JointRecommender(pl.LightningModule):
     def _over_processes(self, values: Tensor) -> None:
         """Replace `values` in place by their maximum over all processes."""
         if self.trainer.world_size > 1:
-            values.copy_(self.trainer.strategy.reduce(values.to(self.device), reduce_op="max"))
+            values.copy_(self._reduced(values.to(self.device), "max"))
+
+    def _reduced(self, values: Tensor, operation: str) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(values, reduce_op=operation))
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and a schedule stepped every step."""
@@ -407,6 +428,7 @@ class JointRecommender(pl.LightningModule):
         keeps = self.ranking and self.list_depth > 0 and stage != "val"
         self.lists = PairMetrics(list(systems)).to(self.device) if keeps else None
         self.stage: Stage = stage
+        self._share_texts(data, stage, target)
 
     def _evaluate(self, batch: RecBatch | RankingBatch) -> None:
         if isinstance(batch, RecBatch):
