@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from llmrs_lightning.cli import main
@@ -80,6 +81,33 @@ def test_metrics_and_tables_do_not_depend_on_the_number_of_processes(tiny_bert: 
                 np.testing.assert_allclose(columns[name], table[name], atol=1e-6, err_msg=name)
 
 
+TRAINER = """
+import json, sys
+import pytorch_lightning as pl
+import torch
+from llmrs_lightning.training.config import build
+from llmrs_lightning.training.prepare import prepare
+
+class Losses(pl.Callback):
+    values = []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.values.append(trainer.callback_metrics["train/loss"].item())
+
+if __name__ == "__main__":
+    config, out, devices = sys.argv[1:]
+    cli = build(["--config", config])
+    module, data = prepare(cli)
+    strategy = "ddp" if int(devices) > 1 else "auto"
+    trainer = cli.make_trainer(logger=False, callbacks=[Losses()], devices=int(devices), strategy=strategy)
+    trainer.fit(module, data)
+    if trainer.is_global_zero:
+        torch.save(module.state_dict(), f"{out}/{devices}.pt")
+        with open(f"{out}/{devices}.json", "w") as file:
+            json.dump(Losses.values, file)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "negatives",
@@ -89,7 +117,7 @@ def test_metrics_and_tables_do_not_depend_on_the_number_of_processes(tiny_bert: 
     ],
     ids=["hard", "batch"],
 )
-def test_two_processes_train_the_model_of_one(tiny_bert: str, tmp_path: Path, negatives: dict[str, Any]) -> None:
+def test_processes_train_the_weights_of_one(tiny_bert: str, tmp_path: Path, negatives: dict[str, Any]) -> None:
     """Without dropout the only randomness is in the batches, which are the same; what is left is rounding."""
     scorers = {
         "dnn": {"class_path": "DNNScorer", "init_args": {"dropout": 0}},
@@ -98,7 +126,14 @@ def test_two_processes_train_the_model_of_one(tiny_bert: str, tmp_path: Path, ne
     encoder = {"pretrained": tiny_bert, "projection": 8, "dropout": 0}
     config = {
         "run": {"experiment": "two", "folder": str(tmp_path), "wandb": "disabled"},
-        "trainer": {"max_epochs": 3, "accelerator": "cpu", "enable_progress_bar": False},
+        "trainer": {
+            "max_steps": 50,
+            "max_epochs": 50,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "limit_val_batches": 0,
+        },
         "model": {
             "encoder": {"class_path": "TextEncoder", "init_args": encoder},
             "behaviour": {"class_path": "BehaviourFeatures", "init_args": {"id_dropout": 0, "history_size": 4}},
@@ -119,13 +154,16 @@ def test_two_processes_train_the_model_of_one(tiny_bert: str, tmp_path: Path, ne
         },
     }
     (tmp_path / "two.yaml").write_text(yaml.safe_dump(config))
-    metrics = []
-    for run, options in (("one", ["1"]), ("two", ["2", "--trainer.strategy", "ddp"])):
-        words = [sys.executable, "-m", "llmrs_lightning", "fit", "--config", str(tmp_path / "two.yaml")]
-        words += ["--run.id", run, "--trainer.devices", *options]
+    (tmp_path / "trainer.py").write_text(TRAINER)
+    for devices in ("1", "2", "4"):
+        words = [sys.executable, str(tmp_path / "trainer.py"), str(tmp_path / "two.yaml"), str(tmp_path), devices]
         done = subprocess.run(words, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        metrics.append(json.loads((tmp_path / "two" / run / "metrics.json").read_text())["test"])
-    for system, values in metrics[0].items():
-        for name, value in values.items():
-            assert metrics[1][system][name] == pytest.approx(value, abs=2e-3, nan_ok=True), (system, name)
+    losses = json.loads((tmp_path / "1.json").read_text())
+    weights = torch.load(tmp_path / "1.pt", weights_only=True)
+    assert len(losses) == 50
+    assert losses[-1] < losses[0]
+    for devices in (2, 4):
+        np.testing.assert_allclose(json.loads((tmp_path / f"{devices}.json").read_text()), losses, atol=1e-4)
+        for name, values in torch.load(tmp_path / f"{devices}.pt", weights_only=True).items():
+            torch.testing.assert_close(values, weights[name], rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

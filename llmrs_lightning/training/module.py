@@ -285,7 +285,7 @@ class JointRecommender(pl.LightningModule):
                 where=f"epoch {self.current_epoch}, batch {batch_idx}",
                 fix="lower model.optimizer.learning_rate, or set trainer.gradient_clip_val",
             )
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
 
     def on_fit_start(self) -> None:
