@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from llmrs_lightning.data.tokens import TextBatch
 from llmrs_lightning.encoders.anatomy import Anatomy
@@ -40,6 +41,9 @@ class TextEncoder(nn.Module):
         cache_states: Keep the states below the lowest layer that learns on disk, float32, so that an epoch runs only
             the layers above; tokens x width x 4 bytes.
         dropout: Backbone dropout while training, of the layers that learn; None keeps the model's own.
+        encode_chunk: Tokens, padding included, that are encoded at a time while training. What a chunk keeps for its
+            gradient is dropped and computed again in the backward pass, so that memory is that of one chunk and no more
+            than a vector a text beside it, for one more forward pass; None keeps everything. Gradients are the same.
     """
 
     def __init__(
@@ -53,8 +57,17 @@ class TextEncoder(nn.Module):
         tuning: Tuning | None = None,
         cache_states: bool = True,
         dropout: float | None = None,
+        encode_chunk: int | None = None,
     ) -> None:
         super().__init__()
+        if encode_chunk is not None and encode_chunk < 1:
+            raise ConfigError(
+                "a chunk has at least one token",
+                where="model.encoder.encode_chunk",
+                found=str(encode_chunk),
+                allowed="1 or more, or null for whole batches",
+            )
+        self.encode_chunk = encode_chunk
         self.pretrained, self.pooling, self.normalize, self.towers = pretrained, pooling, normalize, towers
         self.projection_size, self.projection_type, self.dropout = projection, projection_type, dropout
         self.tuning, self.cache_states = tuning or Full(), cache_states
@@ -171,11 +184,16 @@ class TextEncoder(nn.Module):
             side: Whose they are.
             below: States of the resting layers, one (u, L, H) tensor a bucket; None runs those layers.
         """
-        tower = self.tower(side)
-        vectors = [
-            self._bucket(tower, ids, mask, None if below is None else below[number])
-            for number, (ids, mask) in enumerate(zip(texts.input_ids, texts.attention_mask, strict=True))
-        ]
+        tower, vectors = self.tower(side), []
+        for number, (ids, mask) in enumerate(zip(texts.input_ids, texts.attention_mask, strict=True)):
+            states = None if below is None else below[number]
+            if self.encode_chunk is None or not torch.is_grad_enabled():
+                vectors.append(self._bucket(tower, ids, mask, states))
+                continue
+            rows = max(self.encode_chunk // max(ids.shape[1], 1), 1)
+            chunks = [None] * -(-len(ids) // rows) if states is None else torch.split(states, rows)
+            for chunk in zip(torch.split(ids, rows), torch.split(mask, rows), chunks, strict=True):
+                vectors.append(checkpoint(self._bucket, tower, *chunk, use_reentrant=False))
         return torch.cat(vectors)[texts.position]
 
     def _bucket(self, tower: str, ids: Tensor, mask: Tensor, below: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 from llmrs_lightning.data.tokens import TokenStore
-from llmrs_lightning.encoders import Frozen, TextEncoder
+from llmrs_lightning.encoders import Frozen, LastLayers, TextEncoder, TextStates
+from llmrs_lightning.errors import ConfigError
 
 TEXTS = [
     "red things",
@@ -170,6 +171,63 @@ def test_gradients_over_distinct_texts_equal_a_loop_over_pairs(make, store, tiny
             assert (p.grad - q.grad).abs().max() <= 1e-5 * scale + 1e-12, name
             compared += bool(scale > 1e-9)
     assert compared > 25 * len(models)
+
+
+def kept_bytes(compute):
+    """Return what a computation keeps for its gradient, in bytes, and its result."""
+    sizes = {}
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: (sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()), t)[1], lambda t: t
+    ):
+        result = compute()
+    return sum(sizes.values()), result
+
+
+@pytest.mark.parametrize("chunk", [1, 30])
+@pytest.mark.parametrize("options", [{}, {"tuning": LastLayers(1)}, {"pooling": "attention"}], ids=str)
+def test_chunks_change_neither_vectors_nor_gradients_and_keep_less(make, store, tmp_path, options, chunk):
+    whole = make(dropout=0.0, **options)
+    parted = make(dropout=0.0, encode_chunk=chunk, **options)
+    parted.load_state_dict(whole.state_dict())
+    batch, kept, found = store.batch(np.tile(numbers(), 5), min_valid=0.5), [], []
+    for encoder in (whole, parted):
+        states = TextStates(encoder, store)
+        states.prepare(str(tmp_path))
+        below = states("user", torch.from_numpy(np.tile(numbers(), 5)), batch)
+        size, vectors = kept_bytes(lambda encoder=encoder, below=below: encoder(batch, "user", below))
+        (vectors * torch.linspace(-1, 1, vectors.numel()).view_as(vectors)).sum().backward()
+        kept.append(size)
+        found.append((vectors, {name: p.grad for name, p in encoder.named_parameters()}))
+    torch.testing.assert_close(found[1][0], found[0][0], rtol=1e-5, atol=1e-6)
+    for name, gradient in found[0][1].items():
+        torch.testing.assert_close(found[1][1][name], gradient, rtol=1e-4, atol=1e-5)
+    assert kept[1] < kept[0] / 3
+
+
+def test_chunks_have_the_dropout_of_their_forward_pass_in_the_backward_pass(make, store):
+    encoder = make(dropout=0.5, encode_chunk=8)
+    batch = store.batch(numbers())
+    weight = encoder.backbones["both"].embeddings.word_embeddings.weight
+    torch.manual_seed(0)
+    value = encoder(batch, "user").square().sum()
+    value.backward()
+    direction = torch.randn_like(weight)
+    change = 1e-2
+    with torch.no_grad():
+        values = []
+        for step in (change, -change):
+            torch.manual_seed(0)
+            weight.add_(direction, alpha=step)
+            with torch.enable_grad():
+                values.append(encoder(batch, "user").square().sum().item())
+            weight.add_(direction, alpha=-step)
+    slope = (values[0] - values[1]) / (2 * change)
+    assert slope == pytest.approx((weight.grad * direction).sum().item(), rel=0.05)
+
+
+def test_a_chunk_has_a_token(tiny_bert):
+    with pytest.raises(ConfigError, match="encode_chunk"):
+        TextEncoder(tiny_bert, encode_chunk=0)
 
 
 def test_without_a_text_every_weight_has_a_gradient_of_zero(make, store):
