@@ -150,15 +150,15 @@ class GradientBoosting(FittedFusion):
         parts: list[NDArray[Any]] = [table.scores, self.normalization(table)]
         parts += [predicted_ratings(table)] if self.reads_ratings else []
         parts += [table.features] if self.feature_names else []
-        return np.concatenate([part[rows].astype(np.float32) for part in parts], 1)
+        return np.concatenate([part[rows] for part in parts], 1, dtype=np.float32)
 
     def _start(self, table: ScoreTable) -> Floats:
         return np.zeros(len(table)) if self._linear is None else self._linear.score(table)
 
     def score(self, table: ScoreTable) -> Floats:
         """Return log-odds, rating or ranking score."""
-        score: Floats = self._model.predict(self._inputs(table), raw_score=True) + self._start(table)
-        return score
+        trees: Floats = self._model.predict(self._inputs(table), raw_score=True, num_threads=0)  # rows share no sum
+        return trees + self._start(table)
 
     def summary(self) -> dict[str, float]:
         """Return each input's share of the total gain of all splits; empty where no tree helped."""

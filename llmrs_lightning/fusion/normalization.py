@@ -47,7 +47,10 @@ class Normalization:
         if self.kind == "sigmoid":
             return logistic(scores)
         if table.ranked:
-            return self._in_lists(table)
+            if self.kind not in table.normalised:
+                table.normalised.clear()  # one kind at a time, as it is as large as the table
+                table.normalised[self.kind] = self._in_lists(table)
+            return table.normalised[self.kind]
         if self._sorted is None:
             raise DataError(
                 "pairs can only be compared with pairs of the fusion part",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrs_lightning.errors import ConfigError, DataError, listing, suggestion
-from llmrs_lightning.metrics import RANKING_METRICS, auc, gauc, ranking_metrics
+from llmrs_lightning.metrics import RANKING_METRICS, auc, gauc
+from llmrs_lightning.metrics.lists import Lists
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Rows = NDArray[np.bool_]
 
 PAIR_METRICS = ("auc", "gauc", "rmse")
-_CELLS = 1 << 23  # of a padded block of lists
 
 
 def check_metric(name: str, where: str = "metric") -> None:
@@ -48,15 +48,6 @@ def starts_of(group: Ids) -> Ids:
     return np.concatenate([np.zeros(min(len(group), 1), np.int64), changes, [len(group)]])
 
 
-class _Block(NamedTuple):
-    """Some lists of a table, padded to the longest: their rows, the cells of the rows, and masks (lists, longest)."""
-
-    rows: slice
-    cells: tuple[Tensor, Tensor]
-    relevant: Tensor
-    candidates: Tensor
-
-
 @dataclass(frozen=True)
 class ScoreTable:
     """R rows that M members have scored.
@@ -73,6 +64,9 @@ class ScoreTable:
         probabilities: (R, M) predicted probabilities of a positive; None without.
         features: (R, F) float32, what is known of group and item beside the scores.
         feature_names: Names of the F features.
+
+    Attributes:
+        normalised: (R, M) scores within lists by the kind that `Normalization` was asked for last.
     """
 
     members: tuple[str, ...]
@@ -85,6 +79,7 @@ class ScoreTable:
     probabilities: Floats | None = None
     features: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
     feature_names: tuple[str, ...] = ()
+    normalised: dict[str, Floats] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.group)
@@ -116,7 +111,7 @@ class ScoreTable:
         """
         if not self.ranked:
             return np.ones(len(self), bool)
-        return np.asarray((self.ranks <= depth).any(1))
+        return self.best_rank <= depth
 
     @cached_property
     def starts(self) -> Ids:
@@ -132,20 +127,25 @@ class ScoreTable:
     @cached_property
     def ranks(self) -> Floats:
         """Rank of each row in its list by each member, 1 for the best, (R, M); equal scores share their mean rank."""
-        ranks = np.empty_like(self.scores)
-        number = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
-        first = self.starts[number]
-        for m in range(len(self.members)):
-            column = -self.scores[:, m]
-            order = np.lexsort((column, number))
+        ranks = np.empty(self.scores.shape[::-1])
+        bounds = list(itertools.pairwise(self.starts.tolist()))
+        first = np.repeat(self.starts[:-1], np.diff(self.starts))
+        for mine, scores in zip(ranks, self.scores.T, strict=True):
+            column = -scores
+            order = np.concatenate([start + column[start:end].argsort() for start, end in bounds])
             ordered = column[order]
-            opens = np.ones(len(self), bool)
-            opens[1:] = (ordered[1:] != ordered[:-1]) | (number[1:] != number[:-1])
+            opens = np.append(True, ordered[1:] != ordered[:-1])
+            opens[self.starts[:-1]] = True
             block = np.cumsum(opens) - 1
             sizes = np.bincount(block)
             middle = np.cumsum(sizes) - (sizes - 1) / 2
-            ranks[order, m] = middle[block] - first
-        return ranks
+            mine[order] = middle[block] - first
+        return np.ascontiguousarray(ranks.T)
+
+    @cached_property
+    def best_rank(self) -> Floats:
+        """The best of each row's ranks, (R,)."""
+        return np.asarray(self.ranks.min(1))
 
     def by_list(self, values: Floats, reduce: np.ufunc) -> Floats:
         """Reduce values (R, ...) over each list, and return the result in each of its rows, (R, ...)."""
@@ -153,34 +153,12 @@ class ScoreTable:
         return reduced
 
     @cached_property
-    def _blocks(self) -> list[_Block]:
-        """The lists in blocks that one grid each has room for, so that one long list does not widen all others."""
-        sizes = np.diff(self.starts)
-        blocks, first = [], 0
-        while first < len(sizes):
-            longest = np.maximum.accumulate(sizes[first:])
-            fits = int(np.searchsorted(longest * np.arange(1, len(longest) + 1), _CELLS, "right"))
-            last = first + max(fits, 1)
-            start, end = int(self.starts[first]), int(self.starts[last])
-            row = np.repeat(np.arange(last - first), sizes[first:last])
-            place = np.arange(start, end) - self.starts[first:last][row]
-            cells = torch.from_numpy(row), torch.from_numpy(place)
-            inside = torch.zeros(last - first, int(sizes[first:last].max()), dtype=torch.bool)
-            relevant = inside.clone()
-            inside[cells] = True
-            relevant[cells] = torch.from_numpy(self.label[start:end] > 0)
-            blocks.append(_Block(slice(start, end), cells, relevant, inside))
-            first = last
-        return blocks
+    def _lists(self) -> Lists:
+        return Lists(self.label > 0, self.starts)
 
     def ranking(self, scores: Floats, ks: Sequence[int]) -> dict[str, Tensor]:
         """Compute ranking metrics of scores (R,) by list, (G,) each; NaN for lists with nothing to be found."""
-        found = []
-        for block in self._blocks:
-            grid = torch.zeros(block.candidates.shape, dtype=torch.float64)
-            grid[block.cells] = torch.from_numpy(np.ascontiguousarray(scores[block.rows], np.float64))
-            found.append(ranking_metrics(grid, block.relevant, ks, block.candidates))
-        return {name: torch.cat([values[name] for values in found]) for name in found[0]} if found else {}
+        return self._lists.metrics(np.ascontiguousarray(scores, np.float64), ks)
 
     def metric(self, scores: Floats, name: str) -> float:
         """Compute one metric of scores (R,), of which higher is better: `rmse` is negated, and reads ratings.
@@ -199,7 +177,7 @@ class ScoreTable:
         return float(auc(score, label) if name == "auc" else gauc(score, label, group))
 
     def check(self, where: str) -> None:
-        """Refuse what no fusion can work on.
+        """Refuse what no fusion can work on; a table is looked through once.
 
         Args:
             where: What table it is, for messages.
@@ -207,27 +185,31 @@ class ScoreTable:
         Raises:
             DataError: For no rows, scores that are not finite, labels that are neither 0 nor 1, and lists in pieces.
         """
+        if self._flaw:
+            raise DataError(**self._flaw, where=where)
+
+    @cached_property
+    def _flaw(self) -> dict[str, str]:
         if not len(self):
-            raise DataError("there is no row to fuse", where=where)
+            return {"what": "there is no row to fuse"}
         bad = ~np.isfinite(self.scores)
         if bad.any():
             named = [f"{m}: {n:,} rows" for m, n in zip(self.members, bad.sum(0), strict=True) if n]
-            raise DataError(
-                "members have scores that are NaN or infinite",
-                where=where,
-                found=f"{listing(named)} of {len(self):,}, the first in row {int(bad.any(1).argmax())}",
-                allowed="a finite score of each member in each row",
-                fix="leave the member out, or look for a diverged loss",
-            )
-        if not np.isin(self.label, (0, 1)).all():
-            raise DataError(
-                "labels must be 0 or 1",
-                where=where,
-                found=f"values from {self.label.min():g} to {self.label.max():g}",
-                fix="compare ratings with a threshold first",
-            )
+            return {
+                "what": "members have scores that are NaN or infinite",
+                "found": f"{listing(named)} of {len(self):,}, the first in row {int(bad.any(1).argmax())}",
+                "allowed": "a finite score of each member in each row",
+                "fix": "leave the member out, or look for a diverged loss",
+            }
+        if not ((self.label == 0) | (self.label == 1)).all():
+            return {
+                "what": "labels must be 0 or 1",
+                "found": f"values from {self.label.min():g} to {self.label.max():g}",
+                "fix": "compare ratings with a threshold first",
+            }
         if self.ranked and len(self.starts) - 1 > len(np.unique(self.group)):
-            raise DataError("the rows of a list do not stand together", where=where, fix="sort the table by group")
+            return {"what": "the rows of a list do not stand together", "fix": "sort the table by group"}
+        return {}
 
     def check_classes(self, where: str) -> None:
         """Refuse rows that teach nothing about labels.

@@ -179,7 +179,7 @@ class Copeland(Rule):
         if not table.ranked:
             return _duels(table.scores, self._rivals)
         points = _borda(table) - 1.0 - table.lengths  # below whatever the duels give
-        meet = np.asarray((table.ranks <= self.depth).any(1))
+        meet = table.listed(self.depth)
         for start, end in zip(table.starts[:-1], table.starts[1:], strict=True):
             rows = start + np.flatnonzero(meet[start:end])
             points[rows] = _duels(table.scores[rows], table.scores[rows])

@@ -107,9 +107,40 @@ def ranking_metrics_and_found(
         values = {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
         return values, Found(row, item, scores.new_zeros(len(ks), 0, dtype=torch.float64))
 
-    block, num_relevant = _rank(scores.detach(), relevant, max(ks), candidates)
+    top, block, num_relevant = _rank(scores.detach(), relevant, max(ks), candidates)
+    last = torch.tensor([min(k, top.shape[1]) for k in ks], device=scores.device).unsqueeze(1) - 1
+    edge, score = top[row, last], scores.detach()[row, item]
+    # of the block of ties that position k lies in, as many are in the top k as it has places there
+    places = (last + 1 - block.start[row, last]).double() / block.size[row, last].clamp_min(1)
+    chance = torch.where(score > edge, 1.0, torch.where(score == edge, places.clamp_max(1), 0.0))
+    return metrics_of_ties(block, num_relevant, ks), Found(row, item, chance)
+
+
+class TieBlocks(NamedTuple):
+    """For each of the first K positions of each row, the block of tied items that it lies in; all (U, K) int64.
+
+    Of positions with no relevant item in their block only `relevant` = 0 counts, as of those beyond the candidates.
+    """
+
+    start: Tensor  # items ranked strictly above the block
+    size: Tensor
+    relevant: Tensor
+    relevant_before: Tensor
+
+
+def metrics_of_ties(block: TieBlocks, num_relevant: Tensor, ks: Sequence[int]) -> dict[str, Tensor]:
+    """Compute `ranking_metrics` of rankings of which the blocks of ties are known.
+
+    Args:
+        block: (U, K); K is the largest cut-off, or the number of items if that is smaller.
+        num_relevant: (U,) relevant candidates.
+        ks: Cut-offs.
+
+    Returns:
+        One (U,) float64 tensor per name of `ranking_metric_names(ks)`; NaN in rows without a relevant candidate.
+    """
     depth = block.start.shape[1]
-    position = torch.arange(1, depth + 1, device=scores.device)
+    position = torch.arange(1, depth + 1, device=num_relevant.device)
     within = position - block.start  # 1-based position inside the tie block
     size, hits = block.size.double(), block.relevant.double()
 
@@ -138,35 +169,16 @@ def ranking_metrics_and_found(
         values[f"hit@{k}"] = 1 - miss[:, at]
         values[f"mrr@{k}"] = reciprocal[:, at]
         values[f"map@{k}"] = precision[:, at] / reachable
-    last = torch.tensor([min(k, depth) for k in ks], device=scores.device).unsqueeze(1) - 1
-    edge, score = block.score[row, last], scores.detach()[row, item]
-    # of the block of ties that position k lies in, as many are in the top k as it has places there
-    places = (last + 1 - block.start[row, last]).double() / block.size[row, last].clamp_min(1)
-    chance = torch.where(score > edge, 1.0, torch.where(score == edge, places.clamp_max(1), 0.0))
-    metrics = {name: values[name].masked_fill(~defined, torch.nan) for name in names}
-    return metrics, Found(row, item, chance)
+    return {name: values[name].masked_fill(~defined, torch.nan) for name in ranking_metric_names(ks)}
 
 
-class _TieBlocks(NamedTuple):
-    """For each of the first K positions of each row, the block of tied items that it lies in; all (U, K), counts int64.
-
-    Positions beyond the number of candidates have `relevant` = 0.
-    """
-
-    score: Tensor  # what the items of the block share
-    start: Tensor  # items ranked strictly above the block
-    size: Tensor
-    relevant: Tensor
-    relevant_before: Tensor
-
-
-def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[_TieBlocks, Tensor]:
-    """Find the tie blocks of the first `depth` positions, and the number (U,) of relevant items, all candidates."""
+def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[Tensor, TieBlocks, Tensor]:
+    """Find scores and tie blocks of the first `depth` positions, and the number (U,) of relevant items."""
     if not scores.is_floating_point():
         scores = scores.double()
     if candidates is not None:
         scores = scores.masked_fill(~candidates, -torch.inf)
-    _require_no_nan(scores, "scores")
+    require_no_nan(scores, "scores")
 
     depth = min(depth, scores.shape[1])
     top, items = scores.topk(depth, dim=1)
@@ -192,7 +204,7 @@ def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | Non
     within = torch.where(last, (tied & relevant).sum(1, keepdim=True), within)
     if candidates is not None:
         within = within.masked_fill(position >= candidates.sum(1, keepdim=True), 0)
-    return _TieBlocks(top, start, size, within, before), relevant.sum(1)
+    return top, TieBlocks(start, size, within, before), relevant.sum(1)
 
 
 def auc(scores: Tensor, labels: Tensor) -> Tensor:
@@ -236,7 +248,7 @@ def grouped_auc(scores: Tensor, labels: Tensor, groups: Tensor) -> tuple[Tensor,
     """
     scores = scores.detach()
     _require_rows(scores=scores, labels=labels, groups=groups)
-    _require_no_nan(scores, "scores")
+    require_no_nan(scores, "scores")
     positive = _binary(labels)
 
     order = scores.argsort()
@@ -298,7 +310,7 @@ def log_losses(probability: Tensor, labels: Tensor) -> Tensor:
     """
     probability = probability.detach()
     _require_rows(probability=probability, labels=labels)
-    _require_no_nan(probability, "probability")
+    require_no_nan(probability, "probability")
     positive = _binary(labels)
     if ((probability < 0) | (probability > 1)).any():
         raise DataError(
@@ -357,8 +369,8 @@ def rating_metrics(prediction: Tensor, rating: Tensor) -> dict[str, Tensor]:
         DataError: If shapes differ, or a prediction or rating is NaN.
     """
     _require_rows(prediction=prediction, rating=rating)
-    _require_no_nan(prediction, "prediction")
-    _require_no_nan(rating, "rating")
+    require_no_nan(prediction, "prediction")
+    require_no_nan(rating, "rating")
     error = prediction.detach().double() - rating.double()
     return {"mae": error.abs().mean(), "rmse": error.square().mean().sqrt()}
 
@@ -385,7 +397,12 @@ def _require_rows(**columns: Tensor) -> None:
         )
 
 
-def _require_no_nan(values: Tensor, name: str) -> None:
+def require_no_nan(values: Tensor, name: str) -> None:
+    """Refuse values of which one is NaN.
+
+    Raises:
+        DataError: With the first of them.
+    """
     bad = values.isnan()
     if bad.any():
         raise DataError(

@@ -148,21 +148,8 @@ def test_listed_rows_are_the_first_of_each_member() -> None:
     assert pairs().listed(1).all()
 
 
-@pytest.mark.parametrize("cells", [1, 60, 1 << 23])
-def test_ranking_metrics_do_not_depend_on_how_lists_are_laid_out(cells: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmrs_lightning.fusion import table as module
-    from llmrs_lightning.metrics import ranking_metrics
-
-    monkeypatch.setattr(module, "_CELLS", cells)
-    import torch
-
-    table = lists(3, (3, 40, 1, 7, 7, 90))
-    found = table.ranking(table.scores[:, 0], (1, 5))
-    for i, (start, end) in enumerate(zip(table.starts[:-1], table.starts[1:], strict=True)):
-        alone = ranking_metrics(
-            torch.from_numpy(table.scores[None, start:end, 0]),
-            torch.from_numpy(table.label[None, start:end] > 0),
-            (1, 5),
-        )
-        for name, value in alone.items():
-            assert found[name][i].item() == pytest.approx(value.item())
+def test_lists_are_normalised_in_the_way_that_was_asked_for_last() -> None:
+    table = lists(3, (40, 3))
+    fresh = {kind: normalised(kind, lists(3, (40, 3))) for kind in KINDS}
+    for kind in (*KINDS, *KINDS[::-1]):
+        np.testing.assert_array_equal(normalised(kind, table), fresh[kind])
