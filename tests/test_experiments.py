@@ -21,7 +21,8 @@ from llmrs_lightning.training.config import build
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 SWEEPS = sorted((FOLDER / "sweeps").glob("*.yaml"))
-CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(SWEEPS))
+PRESETS = sorted((FOLDER / "presets").glob("*.yaml"))
+CONFIGS = sorted(set(FOLDER.rglob("*.yaml")) - set(SWEEPS) - set(PRESETS))
 
 
 def small_movielens(self: MovieLens100K) -> Tables:
@@ -92,6 +93,17 @@ def test_it_opens_with_its_question_and_its_launch_line(config: Path) -> None:
     assert lines[0].startswith("# Question: ")
     assert lines[0].endswith("?") or lines[1].startswith("#")
     assert any(line == f"# Launch:   llmrs {command} experiments/{config.relative_to(FOLDER)}" for line in lines)
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda p: p.name)
+def test_a_preset_is_laid_over_any_experiment(file: Path, tiny_bert: str) -> None:
+    assert file.read_text().startswith("# Runs on: ")
+    assert "# Launch:  " in file.read_text()
+    base = FOLDER / "movielens" / "joint.yaml"
+    config = resolve(["--config", str(base), "--config", str(file), *tiny(base, tiny_bert)])
+    for path, value in leaves(yaml.safe_load(file.read_text())):
+        assert looked_up(config, path) == value
+    assert config["trainer"]["max_epochs"] == yaml.safe_load(base.read_text())["trainer"]["max_epochs"]
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda p: p.name)
