@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from llmrs_lightning.lab.sweep_spec import Parallel
 from llmrs_lightning.lab.sweep_state import Record
@@ -36,6 +36,18 @@ class Job(Protocol):
         """End it at once."""
 
 
+class Command(Protocol):
+    """What is run as a process: a trial, or a step that follows the trials."""
+
+    @property
+    def command(self) -> list[str]:
+        """The command, word by word."""
+
+    @property
+    def log(self) -> Path:
+        """The file of what it prints."""
+
+
 class Launcher(Protocol):
     """A way to run trials.
 
@@ -57,7 +69,6 @@ class ProcessJob:
     """A process and the group that it leads."""
 
     process: subprocess.Popen[bytes]
-    log: IO[bytes]
 
     @property
     def id(self) -> str:
@@ -66,9 +77,9 @@ class ProcessJob:
 
     def poll(self) -> int | None:
         """Return the exit code, or None while it runs."""
+        known = self.process.returncode
         code = self.process.poll()
-        if code is not None and not self.log.closed:
-            self.log.close()
+        if code is not None and known is None:
             _signal_group(self.process.pid, signal.SIGKILL)  # workers that outlived it
         return code
 
@@ -127,10 +138,9 @@ class ProcessLauncher:
             found["CUDA_VISIBLE_DEVICES"] = "" if devices == "cpu" else devices[slot % len(devices)]
         return found
 
-    def start(self, trial: Trial, slot: int) -> ProcessJob:
-        """Start a trial; its output goes to its log."""
-        log = trial.log.open("wb")
-        try:
+    def start(self, trial: Command, slot: int) -> ProcessJob:
+        """Start a trial, or a step; its output goes to its log."""
+        with trial.log.open("wb") as log:
             process = subprocess.Popen(
                 trial.command,
                 stdin=subprocess.DEVNULL,
@@ -139,10 +149,7 @@ class ProcessLauncher:
                 env=clean(os.environ) | self.environment(slot),
                 start_new_session=True,
             )
-        except BaseException:
-            log.close()
-            raise
-        return ProcessJob(process, log)
+        return ProcessJob(process)
 
     def find(self, name: str, record: Record) -> Orphan | None:
         """Find the process of a killed sweep's trial, if it still runs."""

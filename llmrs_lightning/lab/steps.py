@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Literal
 
 from llmrs_lightning.cli import COMMANDS
 from llmrs_lightning.errors import ConfigError, LLMRSError, listing, suggestion
-from llmrs_lightning.lab.launch import Orphan, ProcessJob, ProcessLauncher, clean, end
+from llmrs_lightning.lab.launch import Orphan, ProcessLauncher, end
 from llmrs_lightning.lab.pool import Stop, listening
 from llmrs_lightning.lab.progress import clock
 from llmrs_lightning.lab.sweep_spec import Parallel, Sweep, SweepError
@@ -201,7 +199,7 @@ class Steps:
         """
         if not self.steps:
             return 0
-        environment = ProcessLauncher(replace(parallel, jobs=1)).environment(0)
+        launcher = ProcessLauncher(replace(parallel, jobs=1))
         for record in self.state.steps.values():
             _end_left(record)
         self.state.steps = {s.name: self.state.steps[s.name] for s in self.steps if s.name in self.state.steps}
@@ -219,7 +217,7 @@ class Steps:
                 told = f"step {place} of {len(self.steps)}, {step.name}"
                 if verdict == "run":
                     show(f"{told}: running  {step.spelt}")
-                    self._carry_out(step, record, environment, stop, every)
+                    self._carry_out(step, record, launcher, stop, every)
                 self.state.put_step(step.name, record)
                 show(f"{told}: {record.state}  {clock(record.seconds)}  {headline(record.message)}".rstrip())
                 if record.state == "failed":
@@ -228,23 +226,10 @@ class Steps:
             show(f"steps finished before: {kept}")
         return stop.signal
 
-    def _carry_out(self, step: Step, record: Record, environment: Mapping[str, str], stop: Stop, every: float) -> None:
+    def _carry_out(self, step: Step, record: Record, launcher: ProcessLauncher, stop: Stop, every: float) -> None:
         began = time.monotonic()
         step.log.parent.mkdir(exist_ok=True)
-        log = step.log.open("wb")
-        try:
-            process = subprocess.Popen(
-                step.command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**clean(os.environ), **environment},
-                start_new_session=True,  # so that Ctrl-C reaches the sweep alone
-            )
-        except BaseException:
-            log.close()
-            raise
-        job = ProcessJob(process, log)
+        job = launcher.start(step, 0)
         record.job = job.id
         try:
             self.state.put_step(step.name, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,14 @@ BASE: dict[str, Any] = {
         "batch_size": 32,
     },
 }
+
+
+def until(happened: Callable[[], bool], seconds: float = 600) -> None:
+    """Wait; a busy machine takes its time, so only what never happens is a failure."""
+    latest = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < latest, "it did not happen"
+        time.sleep(0.05)
 
 
 def write(path: Path, values: Any) -> Path:

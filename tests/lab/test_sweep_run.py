@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from lab.sweeping import FakeLauncher, finish, script, sweep_file
+from lab.sweeping import FakeLauncher, Script, finish, script, sweep_file, until
 
 from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.lab.launch import ProcessLauncher, end
 from llmrs_lightning.lab.sweep import run
 from llmrs_lightning.lab.sweep_file import load_sweep
-from llmrs_lightning.lab.sweep_spec import Parallel
+from llmrs_lightning.lab.sweep_spec import Parallel, Sweep
 from llmrs_lightning.lab.sweep_state import Record, State, locked
 from llmrs_lightning.lab.trials import Trial, check, expand
 
 CRASHES = "a-seed1"
-
-
-def until(happened: Any, seconds: float = 90) -> None:
-    latest = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < latest, "it did not happen"
-        time.sleep(0.05)
 
 
 def go(file: Path, launcher: FakeLauncher, **options: Any) -> int:
@@ -200,10 +193,57 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_sweep_goes_on(
+STAND_IN = """
+import pathlib, shutil, sys, time
+folder, run = map(pathlib.Path, sys.argv[2:])
+begun = folder / "begun"
+if run.name == "bad-seed0":
+    print("llmrs fit: there is no no.parquet"); raise SystemExit(2)
+if run.name == "long-seed0" and not begun.exists():
+    run.mkdir(); (run / "half").touch(); begun.touch(); time.sleep(3600)
+shutil.copytree(folder / "finished", run)
+"""
+
+
+def test_a_killed_sweep_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Real processes: one finishes, one is under way when the sweep is killed and lives on, one fails."""
+    finish(tmp_path / "finished")
+    sweep = Sweep(tmp_path / "sweep.yaml", "s", {}, str(tmp_path / "runs"), parallel=Parallel(2, "cpu", 1))
+    names = [f"{variant}-seed0" for variant in ("quick", "long", "bad")]
+    words = {name: (STAND_IN, f"--run.id={name}", str(tmp_path), str(sweep.path / name)) for name in names}
+    trials: list[Trial] = [Script(name, name, 0, sweep.path, words[name]) for name in names]
+
+    def go() -> int:
+        with locked(sweep.path):
+            return run(sweep, trials, ProcessLauncher(sweep.parallel), every=0.02)
+
+    first = multiprocessing.get_context("fork").Process(target=go)
+    first.start()
+    until((tmp_path / "begun").exists)
+    until(lambda: records(tmp_path)["quick-seed0"].state == "finished")
+    first.kill()
+    first.join()
+    orphan = int(records(tmp_path)["long-seed0"].job)
+    written = (sweep.path / "quick-seed0").stat().st_mtime_ns
+    assert alive(orphan)
+
+    assert go() == 1
+    assert not alive(orphan)
+    found = records(tmp_path)
+    assert {name: r.state for name, r in found.items()} == dict(
+        zip(names, ("finished", "finished", "failed"), strict=True)
+    )
+    assert (sweep.path / "quick-seed0").stat().st_mtime_ns == written  # it was left alone
+    assert not (sweep.path / "long-seed0" / "half").exists()  # it was begun anew
+    assert (found["bad-seed0"].exit_code, found["bad-seed0"].message) == (2, "llmrs fit: there is no no.parquet")
+    assert f"llmrs compare {sweep.path}/quick-seed0 {sweep.path}/long-seed0" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_of_real_trials_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real trials: one finishes, one is under way when the sweep is killed and lives on, one fails."""
+    """The same with commands that train."""
     variants = {
         "quick": {},
         "long": {"trainer.max_epochs": 40},

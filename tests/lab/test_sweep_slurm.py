@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
-from lab.sweeping import Script, finish, script
+from lab.sweeping import Script, finish, script, until
 
 from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.lab.pool import Listed, Pool
@@ -15,7 +14,7 @@ from llmrs_lightning.lab.progress import Followed, Progress
 from llmrs_lightning.lab.slurm import SlurmLauncher, read_options
 from llmrs_lightning.lab.sweep_state import Record, State
 
-LOCAL = {"cluster": "local", "timeout_min": 5, "cpus_per_task": 3}
+LOCAL = {"cluster": "local", "timeout_min": 30, "cpus_per_task": 3}
 
 
 def test_options_are_read() -> None:
@@ -51,16 +50,12 @@ def test_trials_run_and_their_codes_come_back(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_job_can_be_cancelled(tmp_path: Path) -> None:
-    trial = script(tmp_path, "import time; print('on', flush=True); time.sleep(60)")
+    trial = script(tmp_path, "import time; print('on', flush=True); time.sleep(3600)")
     job = SlurmLauncher(tmp_path, LOCAL).start(trial, 0)
-    latest = time.monotonic() + 120
-    while "on" not in trial.log.read_text() and time.monotonic() < latest:
-        time.sleep(0.05)
+    until(lambda: "on" in trial.log.read_text())
     job.stop()
     assert job.poll() == -15
-    while not job.job.done() and time.monotonic() < latest:
-        time.sleep(0.05)
-    assert job.job.done()
+    until(job.job.done)
 
 
 @pytest.mark.parametrize("options", [{}, {"cluster": "nowhere"}, {"cluster": "local", "partitoin": "x"}])
