@@ -8,11 +8,10 @@ import pyarrow.parquet as pq
 import yaml
 
 from llmrs_lightning.errors import DataError
+from llmrs_lightning.lab.runs import FUSION, LISTS
 from llmrs_lightning.training.dashboard import log_system
 from llmrs_lightning.training.loggers import WandbMode, resolve_mode
 from llmrs_lightning.training.rundir import CONFIG, FUSIONS, METRICS, RunDirectory
-
-_LISTS, _SYSTEM = "lists.parquet", "fusion/"
 
 
 def log_fusions(run_directory: str | Path, mode: WandbMode, project: str | None = None) -> int:
@@ -41,13 +40,13 @@ def log_fusions(run_directory: str | Path, mode: WandbMode, project: str | None 
         return 0
     project = project or yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8"))["run"]["project"]
     found = RunDirectory(folder).read_json(METRICS)
-    lists = pq.read_table(run.path / _LISTS) if (run.path / _LISTS).is_file() else None
+    lists = pq.read_table(run.path / LISTS) if (run.path / LISTS).is_file() else None
     for number, (name, metrics) in enumerate(found["test"].items()):
         seconds = found["seconds"].get(name)
         logged = log_system(
             run,
             "fusion",
-            f"{_SYSTEM}{name}",
+            f"{FUSION}{name}",
             folder,
             name,
             metrics,

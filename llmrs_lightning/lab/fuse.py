@@ -3,197 +3,31 @@
 from __future__ import annotations
 
 import argparse
-import time
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
-import torch
-from tqdm.auto import tqdm
 
 from llmrs_lightning.data.schema import ITEM, LABEL, RATING, USER
-from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing, require, suggestion
+from llmrs_lightning.errors import ConfigError, listing, suggestion
 from llmrs_lightning.fusion.registry import FUSIONS
-from llmrs_lightning.fusion.table import Floats, FusionTables, ScoreTable, check_metric
+from llmrs_lightning.fusion.table import check_metric, starts_of
 from llmrs_lightning.lab.dashboard import log_fusions
-from llmrs_lightning.lab.score_tables import PARTS, Tables, add_member, read_files, read_qrels, read_runs
-from llmrs_lightning.metrics import grouped_auc, pair_metrics
+from llmrs_lightning.lab.fused import Fused, choose_metric, evaluate, fuse_all, member_scores, users_of
+from llmrs_lightning.lab.runs import FUSION, LISTS
+from llmrs_lightning.lab.score_files import add_member, read_files, read_qrels
+from llmrs_lightning.lab.score_rows import number
+from llmrs_lightning.lab.score_runs import read_runs
+from llmrs_lightning.lab.score_tables import BESIDE, PARTS, Tables
 from llmrs_lightning.training.loggers import WandbMode
 from llmrs_lightning.training.report import results_table, show
 from llmrs_lightning.training.rundir import FUSIONS as FOLDER
 from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, RunDirectory
 
-LISTS = "lists.parquet"
-_FUSION = "fusion/"  # what systems that are fusions are called by
 _SHOWN_USERS, _SHOWN_ITEMS = 20, 10
-
-
-@dataclass
-class Fused:
-    """What one system gives the rows of the test part.
-
-    Args:
-        pairs: (R,) scores of pairs; None where there are none.
-        lists: (C,) scores of the candidates of all lists; None where there are none.
-        probability: (R,) of a positive.
-        rating: (R,) predicted.
-        parameters: Weights or importances.
-        seconds: What fitting and scoring took.
-    """
-
-    pairs: Floats | None = None
-    lists: Floats | None = None
-    probability: Floats | None = None
-    rating: Floats | None = None
-    parameters: dict[str, float] = field(default_factory=dict)
-    seconds: float = 0.0
-
-
-def fuse_all(
-    fit: FusionTables, test: FusionTables, names: Sequence[str], metric: str, strict: bool = False
-) -> dict[str, Fused]:
-    """Fit fusions to the fusion part and score the test part with them.
-
-    Args:
-        fit: The tables of the fusion part.
-        test: The tables of the test part.
-        names: Fusions, of `FUSIONS`.
-        metric: What fitted fusions are to be good at.
-        strict: Refuse fusions that the tables do not allow; else these are left out with a line that says why.
-
-    Returns:
-        What each fusion gives, by name.
-    """
-    for part, table in (("fusion", fit.pairs), ("fusion", fit.lists), ("test", test.pairs), ("test", test.lists)):
-        if table is not None:
-            table.check(f"the {'lists' if table.ranked else 'pairs'} of the {part} part")
-    done: dict[str, Fused] = {}
-    for name in (bar := tqdm(names, desc="fuse", unit="fusion", delay=2, leave=False)):
-        bar.set_postfix_str(name, refresh=False)
-        began = time.perf_counter()
-        fusion = FUSIONS[name]()
-        try:
-            fusion.fit(fit, metric)
-        except DataError as error:
-            if strict:
-                raise
-            bar.write(f"{name} is left out: {error.what}")
-            continue
-        made = Fused(parameters=fusion.summary())
-        if test.pairs is not None and fit.pairs is not None:
-            made.pairs = fusion.score(test.pairs)
-            calibrate(made, fusion.score(fit.pairs), fit.pairs, fusion.rates)
-        if test.lists is not None and not (fusion.rates and test.lists.ratings is None):
-            made.lists = fusion.score(test.lists)
-        made.seconds = time.perf_counter() - began
-        done[name] = made
-    return done
-
-
-def choose_metric(asked: str | None, monitor: str | None, fit: FusionTables) -> str:
-    """Return what fitted fusions are to be good at: what was asked for, else what the run looked at, if tables allow.
-
-    Raises:
-        ConfigError: If there is no such metric as was asked for.
-        DataError: If the tables do not allow it.
-    """
-    if asked:
-        check_metric(asked, "--metric")
-        fit.of(asked)
-        return asked
-    first = "rmse" if monitor in ("mae", "rating_accuracy") else monitor
-    for name in (first, "auc", "ndcg@10"):
-        try:
-            table = fit.of(name or "auc")
-            if name != "rmse":
-                table.check_classes("")
-        except LLMRSError:
-            continue
-        return name or "auc"
-    return "auc" if fit.pairs is not None else "ndcg@10"
-
-
-def calibrate(made: Fused, known: Floats, fit: ScoreTable, rates: bool) -> None:
-    """Turn scores into probabilities (Platt scaling) and ratings (isotonic regression), as the fusion part shows.
-
-    Source: Platt 1999; Zadrozny and Elkan, "Transforming classifier scores into accurate multiclass probability
-    estimates", KDD 2002.
-    """
-    assert made.pairs is not None
-    linear, isotonic = (require(f"sklearn.{m}", "lab", "calibration") for m in ("linear_model", "isotonic"))
-    if len(np.unique(fit.label)) == 2:
-        middle, unit = known.mean(), known.std() if known.min() < known.max() else 1.0
-        platt = linear.LogisticRegression(C=1e6).fit((known[:, None] - middle) / unit, fit.label)
-        made.probability = platt.predict_proba((made.pairs[:, None] - middle) / unit)[:, 1]
-    if fit.rating is not None:
-        curve = isotonic.IsotonicRegression(out_of_bounds="clip").fit(known, fit.rating)
-        low, high = fit.rating.min(), fit.rating.max()
-        made.rating = made.pairs.clip(low, high) if rates else curve.predict(made.pairs)
-
-
-def evaluate(tables: Tables, systems: Mapping[str, Fused]) -> tuple[dict[str, dict[str, float]], dict[str, Floats]]:
-    """Compute the metrics of each system on the test part.
-
-    Returns:
-        results: Metrics by system, under the names that a run uses.
-        per_user: `<system>/<metric>` by user in the order of `users_of`, NaN where not defined.
-    """
-    users = users_of(tables)
-    results: dict[str, dict[str, float]] = {name: {} for name in systems}
-    per_user: dict[str, Floats] = {}
-    pairs, lists = (tables.rows.get((kind, "test")) for kind in ("pairs", "lists"))
-    for name, made in systems.items():
-        if pairs is not None and made.pairs is not None:
-            group = torch.from_numpy(_places(pairs.user, users))
-            score, label = torch.from_numpy(made.pairs), torch.from_numpy(pairs.label)
-            probability, rating = (None if v is None else torch.from_numpy(v) for v in (made.probability, made.rating))
-            truth = None if pairs.rating is None or rating is None else torch.from_numpy(pairs.rating)
-            results[name] |= pair_metrics(score, label, group, probability, rating, truth)
-            values, _, ids = grouped_auc(score, label, group)
-            per_user[f"{name}/auc"] = _spread(values.numpy(), ids.numpy(), len(users))
-    if lists is not None:
-        group = _places(lists.user, users)
-        empty = np.zeros((len(lists), 0))
-        table = ScoreTable((), group, empty, lists.label, ranked=True)
-        ids = group[table.starts[:-1]]
-        for name, made in systems.items():
-            if made.lists is not None:
-                for metric, by_group in table.ranking(made.lists, tables.ks).items():
-                    results[name][metric] = float(by_group.nanmean())
-                    per_user[f"{name}/{metric}"] = _spread(by_group.numpy(), ids, len(users))
-    return results, per_user
-
-
-def users_of(tables: Tables) -> list[str]:
-    """Return the users of the test part, in order."""
-    found = [rows.user for (_, part), rows in tables.rows.items() if part == "test"]
-    return sorted(set(np.concatenate(found)))
-
-
-def member_scores(tables: Tables, test: FusionTables) -> dict[str, Fused]:
-    """Return the members, and the fused score of the graph where there is one, as systems of the test part."""
-    made: dict[str, Fused] = {m: Fused() for m in tables.members}
-    for kind, table in (("pairs", test.pairs), ("lists", test.lists)):
-        if table is None:
-            continue
-        for m, name in enumerate(tables.members):
-            setattr(made[name], kind, np.ascontiguousarray(table.scores[:, m]))
-            if kind == "pairs":
-                for what, values in (("rating", table.ratings), ("probability", table.probabilities)):
-                    setattr(made[name], what, None if values is None else values[:, m])
-    rows = {kind: tables.rows.get((kind, "test")) for kind in ("pairs", "lists")}
-    if "fused" not in made and any(r is not None and "fused" in r.columns for r in rows.values()):
-        fused = Fused()
-        for kind, found in rows.items():
-            if found is not None and "fused" in found.columns:
-                setattr(fused, kind, np.nan_to_num(found.columns["fused"], nan=np.nanmin(found.columns["fused"]) - 1))
-        if (pairs := rows["pairs"]) is not None:
-            fused.rating, fused.probability = (pairs.columns.get(f"fused_{w}") for w in ("rating", "probability"))
-        made = {"fused": fused, **made}
-    return made
 
 
 def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Mapping[str, Any], per_user: Any) -> None:
@@ -206,15 +40,12 @@ def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Map
         columns = columns if pairs.row is None else {"row": pairs.row} | columns
         columns |= {} if pairs.rating is None else {RATING: pairs.rating}
         for name, made in fused.items():
-            for column, values in ((name, made.pairs), *((f"{name}_{w}", getattr(made, w)) for w in _MORE)):
+            for column, values in ((name, made.pairs), *((f"{name}_{w}", getattr(made, w)) for w in BESIDE)):
                 columns |= {} if values is None else {column: values.astype(np.float32)}
         run.write_table(PREDICTIONS, pa.table(columns))
     else:
         (folder / PREDICTIONS).unlink(missing_ok=True)  # of fusions before
-    run.write_table(
-        PER_GROUP,
-        pa.table({USER: users_of(tables), **per_user}),
-    )
+    run.write_table(PER_GROUP, pa.table({USER: users_of(tables), **per_user}))
     summary = {
         "members": tables.members,
         "test": {name: results[name] for name in fused},
@@ -224,27 +55,24 @@ def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Map
     run.write_json(METRICS, summary)
 
 
-_MORE = ("rating", "probability")
-
-
 def top_lists(tables: Tables, systems: Mapping[str, Fused]) -> pa.Table | None:
     """Return the first items of some users by each system, to be looked at side by side."""
     lists = tables.rows.get(("lists", "test"))
     if lists is None:
         return None
-    users = list(dict.fromkeys(lists.user[lists.label > 0]))[:_SHOWN_USERS]
-    of_user = {user: np.flatnonzero(lists.user == user) for user in users}
+    spans = itertools.pairwise(starts_of(number(lists.user)).tolist())
+    found = list(itertools.islice((span for span in spans if lists.label[slice(*span)].any()), _SHOWN_USERS))
     rows: list[dict[str, Any]] = []
     for name, made in systems.items():
-        for user, places in of_user.items():
-            if made.lists is None:
-                continue
-            best = places[np.argsort(-made.lists[places], kind="stable")[:_SHOWN_ITEMS]]
+        if made.lists is None:
+            continue
+        for start, end in found:
+            best = start + np.argsort(-made.lists[start:end], kind="stable")[:_SHOWN_ITEMS]
             for rank, at in enumerate(best, 1):
                 item = str(lists.item[at])
                 rows.append(
                     {
-                        USER: user,
+                        USER: lists.user[at],
                         "system": name,
                         "rank": rank,
                         ITEM: item,
@@ -272,10 +100,10 @@ def fuse(args: Sequence[str]) -> None:
     fit, test = (tables.part(part, known.missing, features=grown) for part in PARTS)
     metric = choose_metric(known.metric, tables.monitor, fit)
     fused = fuse_all(fit, test, names, metric, strict="all" not in known.fusion)
-    members, fusions = member_scores(tables, test), {f"{_FUSION}{n}": made for n, made in fused.items()}
+    members, fusions = member_scores(tables, test), {f"{FUSION}{n}": made for n, made in fused.items()}
     results, per_user = evaluate(tables, members | fusions)
-    named = {n: results[f"{_FUSION}{n}"] for n in fused}
-    per_fusion = {n.removeprefix(_FUSION): v for n, v in per_user.items() if n.rpartition("/")[0] in fusions}
+    named = {n: results[f"{FUSION}{n}"] for n in fused}
+    per_fusion = {n.removeprefix(FUSION): v for n, v in per_user.items() if n.rpartition("/")[0] in fusions}
     write(folder, tables, fused, named, per_fusion)
     lists = top_lists(tables, members | fusions)
     above = folder if known.out else Path(known.run[0])
@@ -400,15 +228,3 @@ def _names(asked: Sequence[str]) -> list[str]:
                 fix=suggestion(name, list(FUSIONS)),
             )
     return list(dict.fromkeys(asked))
-
-
-def _places(users: Any, order: Sequence[str]) -> Any:
-    import pyarrow.compute as pc
-
-    return pc.index_in(pa.array(users), pa.array(order, pa.string())).to_numpy().astype(np.int64)
-
-
-def _spread(values: Any, places: Any, size: int) -> Floats:
-    spread = np.full(size, np.nan)
-    spread[places] = values
-    return spread

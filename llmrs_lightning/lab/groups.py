@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmrs_lightning.errors import DataError, listing
-from llmrs_lightning.lab.runs import FINGERPRINTS, Repeat, Run
+from llmrs_lightning.lab.runs import FINGERPRINTS, Repeat, Run, other_rows
 
 _SHOWN, _WIDTH = 6, 32
 _SCORERS = "model.scorers"
@@ -88,8 +88,8 @@ def require_same_rows(groups: Sequence[Group]) -> None:
 
 def different_rows(a: Run, b: Run) -> DataError:
     """Say that two runs were tested on different rows."""
-    which = "data" if a.fingerprints[FINGERPRINTS[0]] != b.fingerprints[FINGERPRINTS[0]] else "split"
-    name = FINGERPRINTS[0] if which == "data" else FINGERPRINTS[1]
+    name = other_rows(a.fingerprints, b.fingerprints) or FINGERPRINTS[1]
+    which = "data" if name == FINGERPRINTS[0] else "split"
     return DataError(
         f"two runs of {a.repeat} have different {which}, so they cannot be tested in pairs",
         where=f"{a.path}\n            {b.path}",

@@ -61,6 +61,11 @@ class Repeat(NamedTuple):
         return tuple(-1 if part is None else part for part in self)
 
 
+def other_rows(a: Mapping[str, str], b: Mapping[str, str]) -> str | None:
+    """Name the fingerprint in which two runs differ, so that they were tested on different rows; None if in none."""
+    return next((name for name in FINGERPRINTS if name not in a or a[name] != b.get(name)), None)
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished run.
@@ -93,7 +98,7 @@ class Run:
 
     def same_rows(self, other: Run) -> bool:
         """Say whether both were tested on the same rows of the same data."""
-        return all(self.fingerprints[name] == other.fingerprints[name] for name in FINGERPRINTS)
+        return other_rows(self.fingerprints, other.fingerprints) is None
 
     def place(self, system: str) -> tuple[Path, str]:
         """Return the folder that holds a system's tables, and the name its columns have there."""

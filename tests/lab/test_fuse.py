@@ -16,8 +16,8 @@ import pytest
 from lab.fusing import change, fit, fuse, read, refused
 
 from llmrs_lightning.fusion.registry import FUSIONS
-from llmrs_lightning.lab.fuse import Fused, calibrate, choose_metric, evaluate, member_scores
-from llmrs_lightning.lab.score_tables import read_runs
+from llmrs_lightning.lab.fused import Fused, calibrate, choose_metric, evaluate, member_scores
+from llmrs_lightning.lab.score_runs import read_runs
 
 MEMBERS = ("dnn", "mf")
 LISTED = ("fused", *MEMBERS)
@@ -485,7 +485,7 @@ def test_users_of_one_label_have_no_auc_and_are_no_hindrance(run: Path) -> None:
 def test_damaged_tables_of_a_run_are_named(name: str, run: Path) -> None:
     (run / f"{name}.parquet").write_bytes(b"PAR1 not any more")
     message = refused("--run", run)
-    assert "a table of the run cannot be read" in message
+    assert "a file of a run cannot be read" in message
     assert f"{name}.parquet" in message
 
 

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from lab.fusing import fuse, read, refused
 
 from llmrs_lightning.errors import DataError
+from llmrs_lightning.lab.score_files import add_member, read_files, read_qrels
 from llmrs_lightning.lab.score_rows import Rows, pair_numbers, read_relevant, read_rows, read_scores
-from llmrs_lightning.lab.score_tables import Entities, Tables, _cut_offs, add_member, filled, read_files, read_qrels
+from llmrs_lightning.lab.score_runs import _cut_offs
+from llmrs_lightning.lab.score_tables import Entities, Tables, filled
 
 
 def wide(path: Path, rows: int = 60, seed: int = 0, first: int = 0, **columns: Any) -> str:
