@@ -158,7 +158,7 @@ class ScoreTable:
 
     def ranking(self, scores: Floats, ks: Sequence[int]) -> dict[str, Tensor]:
         """Compute ranking metrics of scores (R,) by list, (G,) each; NaN for lists with nothing to be found."""
-        return self._lists.metrics(np.ascontiguousarray(scores, np.float64), ks)
+        return self._lists.metrics(scores, ks)
 
     def metric(self, scores: Floats, name: str) -> float:
         """Compute one metric of scores (R,), of which higher is better: `rmse` is negated, and reads ratings.

@@ -31,8 +31,15 @@ _SHOWN_USERS, _SHOWN_ITEMS = 20, 10
 
 
 def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Mapping[str, Any], per_user: Any) -> None:
-    """Write metrics, values by user and scores of the fusions, each file whole or not at all."""
-    make_folder(folder)
+    """Write metrics, values by user and scores of the fusions, each file whole or not at all.
+
+    Raises:
+        ConfigError: If the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError("the folder cannot be made", where="--out", found=str(error), fix="name another") from error
     run = RunDirectory(folder)
     pairs = tables.rows.get(("pairs", "test"))
     if pairs is not None:
@@ -188,18 +195,6 @@ def _folder(known: argparse.Namespace) -> Path:
     if folder.exists() and not folder.is_dir():
         raise ConfigError("this is no folder", where="--out", found=str(folder), fix="name another folder")
     return folder
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder and those above it.
-
-    Raises:
-        ConfigError: If it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError("the folder cannot be made", where="--out", found=str(error), fix="name another") from error
 
 
 def _members(texts: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -46,6 +46,7 @@ class Lists:
             DataError: If a score is NaN.
         """
         ranking_metric_names(ks)
+        scores = np.ascontiguousarray(scores, np.float64)
         require_no_nan(torch.from_numpy(scores), "scores")
         ties = torch.from_numpy(self._ties(scores, max(ks)))
         return metrics_of_ties(TieBlocks(*ties), torch.from_numpy(self.found), ks)
