@@ -45,7 +45,7 @@ class Lists:
             ConfigError: If `ks` cannot be used.
             DataError: If a score is NaN.
         """
-        ranking_metric_names(ks)
+        ranking_metric_names(ks)  # refuses what are no cut-offs
         scores = np.ascontiguousarray(scores, np.float64)
         require_no_nan(torch.from_numpy(scores), "scores")
         ties = torch.from_numpy(self._ties(scores, max(ks)))
