@@ -23,6 +23,7 @@ from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.training.callbacks import make_callbacks
+from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.cost import CostMeter
 from llmrs_lightning.training.dashboard import FusionWeights, identity, log_fit, log_members
@@ -87,7 +88,9 @@ def fit(args: Sequence[str]) -> None:
     try:
         loggers, wandb = make_loggers(run.path, options.experiment, options.wandb, options.project, options.tags)
         callbacks = make_callbacks(run.checkpoints, options.patience)
-        trainer = cli.make_trainer(logger=loggers, callbacks=[*callbacks, meter, FusionWeights()])
+        trainer = cli.make_trainer(
+            logger=loggers, callbacks=[*callbacks, meter, FusionWeights()], plugins=[CheckedIO()]
+        )
         seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
             run.write_text(CONFIG, cli.resolved())

@@ -126,9 +126,11 @@ class RecCLI(LightningCLI):
         return None  # type: ignore[return-value]
 
     def make_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Make the trainer; callbacks of the configuration come first."""
+        """Make the trainer; callbacks and plugins of the configuration come first."""
         options = {**self.config_init["trainer"], **kwargs}
-        options["callbacks"] = [*(self.config_init["trainer"].get("callbacks") or []), *kwargs.get("callbacks", [])]
+        for several in ("callbacks", "plugins"):
+            own = self.config_init["trainer"].get(several) or []
+            options[several] = [*(own if isinstance(own, list) else [own]), *kwargs.get(several, [])]
         try:
             return pl.Trainer(**options)
         except (MisconfigurationException, ValueError) as error:

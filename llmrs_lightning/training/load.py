@@ -9,6 +9,7 @@ import torch
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.errors import DataError
+from llmrs_lightning.training.checkpoint import newest
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.prepare import prepare
@@ -43,7 +44,8 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
 
 def load_weights(module: JointRecommender, run: RunDirectory) -> int:
     """Load the best checkpoint and return its epoch; nothing but tensors and plain values is unpickled."""
-    path = run.checkpoint()
+    run.checkpoint()  # says so if there is none
+    path = newest(run.saved("best"))
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])

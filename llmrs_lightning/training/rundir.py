@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ FUSION_PAIRS, FUSION_LISTS, TEST_LISTS, USERS, ITEMS = (
     f"{TABLES}/{name}.parquet" for name in ("fusion_pairs", "fusion_lists", "test_lists", "users", "items")
 )
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
+PART = ".part"  # of names of files that are being written
 _RUN_ID = "LLMRS_RUN_ID"
 
 
@@ -119,20 +121,25 @@ class RunDirectory:
         """The folder of checkpoints."""
         return self.path / CHECKPOINTS
 
+    def saved(self, kind: Literal["best", "last"]) -> list[Path]:
+        """Return the checkpoints of the best epochs, or of where training can go on, the newest first."""
+        found = self.checkpoints.glob(f"{kind}*.ckpt")
+        return sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)], reverse=True)
+
     def checkpoint(self) -> Path:
         """Return the best checkpoint.
 
         Raises:
             DataError: If there is none.
         """
-        found = sorted(self.checkpoints.glob("best*.ckpt"))
+        found = self.saved("best")
         if not found:
             raise DataError(
                 "the run has no checkpoint",
                 where=str(self.checkpoints),
                 fix="train with one whole epoch and its validation at least: trainer.max_epochs, trainer.fast_dev_run",
             )
-        return found[-1]
+        return found[0]
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
@@ -167,13 +174,29 @@ class RunDirectory:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file that takes the place of `path` at the end, and is removed if something fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Give a temporary file that takes the place of `path` at the end, and is removed if something fails.
+
+    What is at `path` is the old file or the new one, also after the machine has lost its power.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which files are in a folder."""
+    if path.is_dir() and os.name != "posix":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def environment(**more: Any) -> dict[str, Any]:
