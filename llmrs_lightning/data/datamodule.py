@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -129,6 +130,7 @@ class RecDataModule(pl.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed or 0
         self.ranking = True
         self.tested: Literal["fusion", "test"] = "test"  # the part that the test loaders serve
+        self.done = (0, 0)  # epochs, and batches of the one after them, that are not to be trained again
         self._ready = False
         self._horizons: dict[Seen, Horizon] = {}
 
@@ -276,6 +278,7 @@ class RecDataModule(pl.LightningDataModule):
             order = Blocks(visited.user, visited.item, self.batch_size, self.seed)
         else:
             order = Shuffled(len(dataset), self.batch_size, self.seed)
+        order.resume(*self.done)
         return self._loader(dataset, order)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -334,5 +337,7 @@ class RecDataModule(pl.LightningDataModule):
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # a loader seeds its workers when it first starts: with the model's generator a resumed run would differ
+            generator=torch.Generator() if self.num_workers else None,
             pin_memory=self.trainer is not None and self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )

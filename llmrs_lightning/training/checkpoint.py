@@ -58,8 +58,8 @@ class CheckedIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its checksum."""
+        checksum_of(Path(path)).unlink(missing_ok=True)  # first: nobody would look for one without a checkpoint
         Path(path).unlink(missing_ok=True)
-        checksum_of(Path(path)).unlink(missing_ok=True)
 
 
 def checksum_of(path: Path) -> Path:

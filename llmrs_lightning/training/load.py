@@ -27,8 +27,17 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
         DataError: If the data or their split are not those of the run.
     """
     cli = build(["--config", str(run.path / CONFIG), *overrides])
-    data: RecDataModule = cli.datamodule
-    data.setup()
+    cli.datamodule.setup()
+    check_data(run, cli.datamodule)
+    return cli
+
+
+def check_data(run: RunDirectory, data: RecDataModule) -> None:
+    """Check that data which are set up are those of a run.
+
+    Raises:
+        DataError: If they or their split are others.
+    """
     recorded = run.read_json(ENVIRONMENT).get("fingerprints", {})
     for name, now in data.fingerprints.items():
         if now != recorded.get(name):
@@ -39,7 +48,6 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
                 allowed=f"fingerprint {recorded.get(name, 'none')[:12]}",
                 fix="restore the files and options of the run, or train again",
             )
-    return cli
 
 
 def load_weights(module: JointRecommender, run: RunDirectory) -> int:

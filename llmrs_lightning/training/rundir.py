@@ -14,7 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -29,7 +34,7 @@ FUSION_PAIRS, FUSION_LISTS, TEST_LISTS, USERS, ITEMS = (
 )
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
 PART = ".part"  # of names of files that are being written
-_RUN_ID = "LLMRS_RUN_ID"
+_RUN_ID, _HELD = "LLMRS_RUN_ID", ".held"
 
 
 class RunDirectory:
@@ -42,6 +47,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made: list[Path] | None = None  # folders above it that this process made; None if it is not ours
+        self._held: IO[str] | None = None
 
     @classmethod
     def create(cls, folder: str, experiment: str, seed: int, run_id: str | None = None) -> RunDirectory:
@@ -56,8 +62,9 @@ class RunDirectory:
                     "this cannot be the name of a folder", where=option, found=repr(name), allowed="a name without /"
                 )
         parent = Path(folder) / experiment
-        if _RUN_ID in os.environ:
-            return cls(parent / os.environ[_RUN_ID])
+        shared = cls.shared(parent)
+        if shared is not None:
+            return shared
         first = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}"
         missing = [p for p in (parent, *parent.parents) if not p.exists()]
         try:
@@ -71,8 +78,33 @@ class RunDirectory:
                 "the run directory cannot be made", where="run.folder", found=str(error), fix="name another folder"
             ) from error
         run._made = missing
-        os.environ[_RUN_ID] = run.path.name
+        run.hold()
         return run
+
+    @classmethod
+    def shared(cls, parent: Path) -> RunDirectory | None:
+        """Return the run directory of the process that has started this one, if there is one."""
+        return cls(parent / os.environ[_RUN_ID]) if _RUN_ID in os.environ else None
+
+    def hold(self) -> None:
+        """Keep other processes out of this directory, but those that this one starts, until it closes it or ends.
+
+        Raises:
+            DataError: If another process holds it.
+        """
+        if _RUN_ID in os.environ:
+            return
+        if fcntl is not None:
+            file = (self.path / _HELD).open("w")
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                raise DataError(
+                    "another process trains this run", where=str(self.path), fix="stop it, or wait for its end"
+                ) from error
+            self._held = file
+        os.environ[_RUN_ID] = self.path.name
 
     def _claim(self) -> bool:
         """Make the folder unless it is there; of several processes only one succeeds."""
@@ -93,8 +125,8 @@ class RunDirectory:
             folder.rmdir()
 
     @classmethod
-    def open(cls, path: str) -> RunDirectory:
-        """Open a run directory that is there.
+    def open(cls, path: str, option: str = "--run") -> RunDirectory:
+        """Open a run directory that is there, which `option` has named.
 
         Raises:
             DataError: If `path` is no run directory; names the newest ones near it.
@@ -106,15 +138,19 @@ class RunDirectory:
         near = sorted({p.parent for glob in globs for p in glob}, key=lambda p: p.name, reverse=True)
         raise DataError(
             f"{path} is no run directory",
-            where="--run",
+            where=option,
             found="no folder" if not folder.is_dir() else listing(sorted(p.name for p in folder.iterdir())),
             allowed=f"a folder with {CONFIG} and {CHECKPOINTS}/ that `llmrs fit` has written",
             fix=f"runs here: {listing(near, 5)}",
         )
 
     def close(self) -> None:
-        """End the sharing of this directory with processes that are started later."""
+        """End the sharing of this directory with processes that are started later, and hold it no longer."""
         os.environ.pop(_RUN_ID, None)
+        if self._held is not None:
+            (self.path / _HELD).unlink(missing_ok=True)
+            self._held.close()
+            self._held = None
 
     @property
     def checkpoints(self) -> Path:
