@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 from datasets import Dataset
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from llmrs_lightning.data.checks import Check
 from llmrs_lightning.data.datamodule import RecDataModule
@@ -54,6 +56,7 @@ from llmrs_lightning.training.rundir import (
     environment,
     replacing,
 )
+from llmrs_lightning.training.stop import exit_code
 from llmrs_lightning.training.tables import list_table, pair_table, side_table
 
 _ALL_CELLS, _LIST_DEPTH = 5_000_000, 200
@@ -76,7 +79,11 @@ def _quiet() -> None:
 
 
 def fit(args: Sequence[str]) -> None:
-    """Train, test the best epoch, and write the run directory."""
+    """Train, test the best epoch, and write the run directory.
+
+    Raises:
+        SystemExit: With 128 plus the number of the signal that has stopped it; 143 for SIGTERM, 138 for SIGUSR1.
+    """
     from llmrs_lightning.data.splits import save_parts
 
     _quiet()
@@ -104,6 +111,7 @@ def fit(args: Sequence[str]) -> None:
             logger=[curves] if wandb is None else [curves, wandb],
             callbacks=[StopEarly(options.patience), best, meter, FusionWeights(), keep],
             plugins=[CheckedIO()],
+            default_root_dir=cli.config_init["trainer"].get("default_root_dir") or str(run.path),
         )
         seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
@@ -158,6 +166,11 @@ def fit(args: Sequence[str]) -> None:
             if options.wandb_members and not wandb.failed:
                 log_members(run, options.wandb, options.project, examples)
         _report_fit(run, module, data, options, best_epoch, seconds["total"], wandb)
+    except SIGTERMException as stop:
+        number = getattr(stop, "number", signal.SIGTERM)
+        if trainer is None or trainer.is_global_zero:
+            _say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
+        raise SystemExit(exit_code(number)) from stop
     finally:
         if failed and wandb is not None:
             wandb.finish(failed=True)

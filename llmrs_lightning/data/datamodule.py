@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, cast
@@ -39,6 +41,7 @@ Stage = Literal["train", "val", "fusion", "test", "now"]
 #: parts that a stage may see; `now`, a list for today, sees everything
 SEES: dict[str, Seen] = {**ALLOWED, "now": PARTS}
 _RANKED_CELLS = 2**22
+_GRACE = 30  # seconds
 _MAPPED_FROM = 5_000_000  # training rows from here on stay on disk
 
 
@@ -337,7 +340,15 @@ class RecDataModule(pl.LightningDataModule):
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            # a loader seeds its workers when it first starts: with the model's generator a resumed run would differ
+            # a loader seeds its workers once: out of the model's generator, a resumed run would differ
             generator=torch.Generator() if self.num_workers else None,
+            worker_init_fn=_outlive,
             pin_memory=self.trainer is not None and self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )
+
+
+def _outlive(worker: int) -> None:
+    """Have a worker go on for a while after what a scheduler sends to all processes, so that its process can save."""
+    if os.name == "posix":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

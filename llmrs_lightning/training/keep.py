@@ -17,6 +17,7 @@ from llmrs_lightning.training.callbacks import BestEpoch
 from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.loggers import CurvesLogger
 from llmrs_lightning.training.rundir import RunDirectory
+from llmrs_lightning.training.stop import StopSignals
 
 _STATE = "llmrs_lightning"
 _SECONDS = 300.0  # of training from one checkpoint to the next
@@ -49,11 +50,13 @@ class KeepState(Checkpoint):
         self._kept = [] if resumed is None else [resumed]  # the newest state
         self._known_best: set[str] = set()  # by the newest state
         self._step, self._saved, self._cost = 0, 0.0, 0.0
+        self._signals = StopSignals()
 
     # ---- when
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remove the best epochs of a future that will be again, and start the clock."""
+        self._signals.listen(trainer)
         self._step, self._saved, self._known_best = trainer.global_step, time.monotonic(), {self.best.best_model_path}
         if trainer.is_global_zero:
             for path in self.run.saved("best"):
@@ -64,28 +67,47 @@ class KeepState(Checkpoint):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Put the state back before the first batch of a resumed run; save it before others where it is time."""
+        """Put the state back before the first batch of a resumed run; save it before others where it is time.
+
+        Raises:
+            Stopped: If a signal has asked for it.
+        """
         if self._resumed is not None:
             self._put_back(trainer, self._resumed)
             self._resumed = None
-        elif self._is_time(trainer, batch_idx):
+        if batch_idx % trainer.accumulate_grad_batches:
+            return  # gradients are not kept
+        is_time, signal = self._agreed(trainer, int(self._is_time(trainer, batch_idx)), self._signals.received)
+        if (is_time or signal) and trainer.global_step != self._step and not _is_trial(trainer):
             self._save(trainer)
+        if signal:
+            self._signals.obey(trainer, signal)
+
+    @staticmethod
+    def _agreed(trainer: pl.Trainer, *values: int) -> list[int]:
+        """Return the largest of each value over all processes, which have to do the same."""
+        if trainer.world_size == 1:
+            return list(values)
+        here = torch.tensor(values, device=trainer.strategy.root_device)
+        return cast(list[int], trainer.strategy.reduce(here, reduce_op="max").tolist())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save that training has ended, since the test may be long."""
-        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        """Save that training has ended, since the test may be long.
+
+        Raises:
+            Stopped: If a signal has asked for it.
+        """
+        if not _is_trial(trainer):
             self._save(trainer)
+        (signal,) = self._agreed(trainer, self._signals.received)
+        if signal:
+            self._signals.obey(trainer, signal)
 
     def _is_time(self, trainer: pl.Trainer, batch_idx: int) -> bool:
-        if trainer.fast_dev_run or batch_idx % trainer.accumulate_grad_batches:  # type: ignore[attr-defined]
-            return False
-        if trainer.global_step == self._step:
-            return False
         if self.every:
             return batch_idx == 0 or trainer.global_step % self.every == 0
         pause = self._cost / _SHARE_OF_EPOCHS if batch_idx == 0 else max(self._cost / _SHARE, _SECONDS)
-        over = torch.tensor(int(time.monotonic() - self._saved >= pause), device=trainer.strategy.root_device)
-        return bool(trainer.strategy.broadcast(over))
+        return time.monotonic() - self._saved >= pause
 
     def _save(self, trainer: pl.Trainer) -> None:
         began, path = time.monotonic(), self.run.checkpoints / f"last-step{trainer.global_step}.ckpt"
@@ -147,6 +169,10 @@ class KeepState(Checkpoint):
         loop._batches_that_stepped = state["logged"]
         if trainer.global_rank < len(state["generators"]):
             _restore_generators(state["generators"][trainer.global_rank])
+
+
+def _is_trial(trainer: pl.Trainer) -> bool:
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _data(trainer: pl.Trainer) -> RecDataModule:

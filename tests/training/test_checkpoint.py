@@ -95,7 +95,12 @@ def test_a_damaged_file_gives_way_to_the_one_before(kind: str, path: Path, caplo
     CheckedIO().save_checkpoint(NEW, newer)
     whole = newer.read_bytes()
     middle = len(whole) // 2
-    content = {"cut": whole[:-1], "altered": whole[:middle] + b"?" + whole[middle + 1 :], "empty": b"", "gone": b""}
+    content = {
+        "cut": whole[:-1],
+        "altered": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "empty": b"",
+        "gone": b"",
+    }
     newer.write_bytes(content[kind])
     if kind == "gone":
         newer.unlink()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training.resuming import kill_after, kill_at, left_by, run, start, write_config
+from training.resuming import kill_after, kill_at, left_by, run, start, wait, write_config
 
 from llmrs_lightning import commands
 from llmrs_lightning.cli import main
@@ -131,6 +133,73 @@ def test_a_run_goes_on_where_it_was_moved_to_and_auto_finds_it(
     assert f"goes on from {path}/checkpoints/last-step8.ckpt" in (folder / "output").read_text()
     assert left_by(path)["weights"] == whole["weights"]
     assert left_by(path)["curves"] == whole["curves"]
+
+
+# ---- signals
+
+
+def signalled(
+    words: list[Any], number: int, path: Path, output: Path, together: bool = False, environment: Any = None
+) -> int:
+    """Start a fit and send it, or all its processes, a signal once it trains; return its exit code."""
+
+    def prepare() -> None:
+        os.setsid()
+        os.environ.update(environment or {})
+        real = JointRecommender.training_step
+
+        def slowly(*args: Any) -> Any:
+            time.sleep(0.1)
+            return real(*args)
+
+        JointRecommender.training_step = slowly  # type: ignore[method-assign]
+
+    child = start(words, prepare, output)
+    while not (path / "logs" / "metrics.csv").exists():
+        time.sleep(0.02)
+    (os.killpg if together else os.kill)(child, number)
+    return wait(child)
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "workers"),
+    [
+        (signal.SIGTERM, 143, 0),
+        (signal.SIGUSR1, 138, 0),
+        slow(signal.SIGTERM, 143, 2),
+        slow(signal.SIGUSR1, 138, 2),
+    ],
+)
+def test_a_signal_stops_a_run_after_its_step_and_says_how_to_go_on(
+    number: int, code: int, workers: int, config: Path, folder: Path, whole: dict[str, Any]
+) -> None:
+    path = folder / "runs" / "killed" / f"{number}-{workers}"
+    words = ["fit", "--config", config, "--run.id", path.name, "--data.num_workers", workers]
+    assert signalled(words, number, path, folder / "output", together=workers > 0) == code
+    said = (folder / "output").read_text()
+    assert f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {path}" in said
+    assert "Traceback" not in said
+    assert states(path)
+    assert run(["fit", "--resume", path]) == 0
+    if not workers:
+        assert left_by(path) == whole
+
+
+@pytest.mark.slow
+def test_slurm_puts_a_run_that_it_stops_back_into_its_queue(config: Path, folder: Path, whole: dict[str, Any]) -> None:
+    path, tools = folder / "runs" / "killed" / "slurm", folder / "tools"
+    tools.mkdir()
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol\n')
+    (tools / "scontrol").chmod(0o755)
+    job = {"JOB_ID": "17", "JOB_NAME": "fit", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    environment = {f"SLURM_{name}": value for name, value in job.items()}
+    environment["PATH"] = f"{tools}:{os.environ['PATH']}"
+    words = ["fit", "--config", config, "--run.id", "slurm", "--resume", "auto"]
+    assert signalled(words, signal.SIGUSR1, path, folder / "output", environment=environment) == 138
+    assert (folder / "scontrol").read_text() == "requeue 17\n"
+    assert not list(path.glob("hpc_ckpt*"))
+    assert run(words) == 0
+    assert left_by(path) == whole
 
 
 # ---- what is refused
