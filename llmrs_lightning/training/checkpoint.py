@@ -40,11 +40,11 @@ class CheckedIO(TorchCheckpointIO):
                 checksum_of(path).unlink(missing_ok=True)  # that of the file which is replaced
             with replacing(checksum_of(path)) as temporary:
                 temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
-        except (OSError, RuntimeError) as error:  # torch tells of a full disk by the latter
+        except (OSError, RuntimeError) as error:  # by the latter torch tells, in other words, of a full disk
             raise DataError(
                 "the checkpoint cannot be written",
                 where=str(path),
-                found=str(error).splitlines()[0],
+                found=str(error) if isinstance(error, OSError) else "the disk took a part of it and no more",
                 fix="make room on the disk, and go on from the checkpoint before with `llmrs fit --resume`",
             ) from error
 

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.training.callbacks import BestEpoch
 from llmrs_lightning.training.checkpoint import CheckedIO
+from llmrs_lightning.training.checks import check_finite
 from llmrs_lightning.training.loggers import CurvesLogger
 from llmrs_lightning.training.rundir import RunDirectory
 from llmrs_lightning.training.stop import StopSignals
@@ -110,6 +111,9 @@ class KeepState(Checkpoint):
         return time.monotonic() - self._saved >= pause
 
     def _save(self, trainer: pl.Trainer) -> None:
+        """Save the state, unless it is none that a run could go on from."""
+        weights = trainer.lightning_module.named_parameters()
+        check_finite(f"the weights are of no use after step {trainer.global_step}", str(self.run.path), weights)
         began, path = time.monotonic(), self.run.checkpoints / f"last-step{trainer.global_step}.ckpt"
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:

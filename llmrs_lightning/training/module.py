@@ -22,7 +22,7 @@ from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.tuning import EVER
-from llmrs_lightning.errors import DataError, listing
+from llmrs_lightning.errors import listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, PairFeatures, WeightedAverage
 from llmrs_lightning.metrics import PairMetrics
@@ -34,6 +34,7 @@ from llmrs_lightning.scorers.fitted import Content
 from llmrs_lightning.training.checks import (
     check_augmentation,
     check_distributed,
+    check_finite,
     check_inputs,
     check_members,
     check_negatives,
@@ -279,10 +280,11 @@ class JointRecommender(pl.LightningModule):
             rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, truth)
         loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
         if not torch.isfinite(loss):
-            raise DataError(
+            outputs = {**dict(zip(self.members, members.unbind(1), strict=True)), FUSED: fused, "the loss": loss}
+            check_finite(
                 f"the loss is {loss.item()} at step {self.global_step}",
-                where=f"epoch {self.current_epoch}, batch {batch_idx}",
-                fix="lower model.optimizer.learning_rate, or set trainer.gradient_clip_val",
+                f"epoch {self.current_epoch}, batch {batch_idx}",
+                [*self.named_parameters(), *outputs.items()],
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         return loss
