@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from llmrs_lightning import __version__
-from llmrs_lightning.errors import LLMRSError
+from llmrs_lightning.errors import DataError, LLMRSError
 
 # command -> (module, function, help); modules are imported when their command runs
 COMMANDS = {
@@ -66,6 +67,12 @@ def main(args: Sequence[str] | None = None) -> int:
         return getattr(importlib.import_module(f"llmrs_lightning.{module}"), function)(words[1:]) or 0
     except LLMRSError as error:
         print(f"llmrs {words[0]}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        full = DataError("the disk is full", where=error.filename or "", found=str(error), fix="make room on it")
+        print(f"llmrs {words[0]}: {full}", file=sys.stderr)
         return 2
     except SystemExit as exit_:
         if isinstance(exit_.code, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import time
 import warnings
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import torch
 from datasets import Dataset
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from llmrs_lightning.data.checks import Check
 from llmrs_lightning.data.datamodule import RecDataModule
@@ -23,13 +25,16 @@ from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
-from llmrs_lightning.training.callbacks import make_callbacks
+from llmrs_lightning.training import resume
+from llmrs_lightning.training.callbacks import BestEpoch, StopEarly
+from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.cost import CostMeter
 from llmrs_lightning.training.dashboard import FusionWeights, identity, log_fit, log_members
 from llmrs_lightning.training.evaluation import FUSED, LOWER_IS_BETTER
 from llmrs_lightning.training.examples import example_lists
-from llmrs_lightning.training.load import load_weights, open_run
+from llmrs_lightning.training.keep import KeepState
+from llmrs_lightning.training.load import check_data, load_weights, open_run
 from llmrs_lightning.training.loggers import make_loggers
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.prepare import check_monitor, prepare
@@ -52,6 +57,7 @@ from llmrs_lightning.training.rundir import (
     environment,
     replacing,
 )
+from llmrs_lightning.training.stop import exit_code
 from llmrs_lightning.training.tables import list_table, pair_table, side_table
 
 _ALL_CELLS, _LIST_DEPTH = 5_000_000, 200
@@ -66,41 +72,64 @@ def _quiet() -> None:
         ".*`isinstance\\(treespec.*",
         ".*smaller than the logging interval.*",
         ".*in eval mode at the start of training.*",  # a frozen language model is meant to be
+        ".*your dataloader is not resumable.*",  # the order of batches is
+        ".*xperiment logs directory .* exists and is not empty.*",  # of a run that goes on
+        ".*Checkpoint directory .* exists and is not empty.*",
     ):
         warnings.filterwarnings("ignore", message=message)
 
 
 def fit(args: Sequence[str]) -> None:
-    """Train, test the best epoch, and write the run directory."""
+    """Train, test the best epoch, and write the run directory.
+
+    Raises:
+        SystemExit: With 128 plus the number of the signal that has stopped it; 143 for SIGTERM, 138 for SIGUSR1.
+    """
     from llmrs_lightning.data.splits import save_parts
 
     _quiet()
     started, meter = time.perf_counter(), CostMeter()
-    cli = build(args)
+    word, args = resume.split_off(args)
+    cli, resumed, checkpoint = (build(args), None, None) if word is None else resume.find(word, args)
     options = cli.config_init["run"]
     seed = int(cli.config["seed_everything"])
     module, data = prepare(cli)
     check_monitor(module, data)
 
-    run = RunDirectory.create(options.folder, options.experiment, seed, options.id)
+    run = resumed or RunDirectory.create(options.folder, options.experiment, seed, options.id)
     trainer = wandb = None
     failed = True
     try:
-        loggers, wandb = make_loggers(run.path, options.experiment, options.wandb, options.project, options.tags)
-        callbacks = make_callbacks(run.checkpoints, options.patience)
-        trainer = cli.make_trainer(logger=loggers, callbacks=[*callbacks, meter, FusionWeights()])
+        begun = run.read_json(ENVIRONMENT) if (run.path / ENVIRONMENT).exists() else {}  # by a process before
+        if begun:
+            check_data(run, data)
+        curves, wandb = make_loggers(
+            run.path, options.experiment, options.wandb, options.project, options.tags, begun.get("wandb_id")
+        )
+        best = BestEpoch(run.checkpoints)
+        keep = KeepState(run, best, curves, options.checkpoint_every, checkpoint)
+        trainer = cli.make_trainer(
+            logger=[curves] if wandb is None else [curves, wandb],
+            callbacks=[StopEarly(options.patience), best, meter, FusionWeights(), keep],
+            plugins=[CheckedIO()],
+            default_root_dir=cli.config_init["trainer"].get("default_root_dir") or str(run.path),
+        )
         seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
-            run.write_text(CONFIG, cli.resolved())
-            save_parts(data.parts, run.path / SPLIT)
-            run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=data.fingerprints))
+            if not begun:
+                run.write_text(CONFIG, cli.resolved())
+                save_parts(data.parts, run.path / SPLIT)
+                own = {} if wandb is None else {"wandb_id": wandb.version}
+                run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=data.fingerprints, **own))
             if wandb is not None:
                 wandb.log_hyperparams(_plain_config(cli) | identity(run))
             _say(f"run {run.path}: {_describe(data)}")
+            if word is not None:
+                _say(f"  {_where_from(resumed, checkpoint)}")
 
         began = time.perf_counter()
-        trainer.fit(module, data)
-        seconds["fit"] = time.perf_counter() - began
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        seconds["fit"] = time.perf_counter() - began + meter.seconds_before
         best_epoch = load_weights(module, run)
 
         began = time.perf_counter()
@@ -112,12 +141,12 @@ def fit(args: Sequence[str]) -> None:
         failed = False
         if not trainer.is_global_zero:
             return
-        seconds["total"] = time.perf_counter() - started
+        seconds["total"] = time.perf_counter() - started + meter.seconds_before
         summary = {
             "monitor": {
                 "metric": module.monitor,
                 "best_epoch": best_epoch,
-                "best_value": float(cast(torch.Tensor, callbacks[1].best_model_score))
+                "best_value": float(cast(torch.Tensor, best.best_model_score))
                 * (-1 if module.monitor in LOWER_IS_BETTER else 1),  # callbacks follow what rises
             },
             "epochs": trainer.current_epoch,
@@ -127,8 +156,9 @@ def fit(args: Sequence[str]) -> None:
             "fusion_weights": module.fusion.summary() if len(module.members) > 1 else {},
             "test": module.results["test"],
         }
-        run.write_json(METRICS, summary)
         _write_tables(run, module, data)
+        run.write_json(METRICS, summary)  # last, since it says that the run has finished
+        keep.finish()
         examples = example_lists(module, data, options.examples) if module.ranking else None
         if wandb is not None:
             log_fit(wandb, run, examples)
@@ -136,12 +166,23 @@ def fit(args: Sequence[str]) -> None:
             if options.wandb_members and not wandb.failed:
                 log_members(run, options.wandb, options.project, examples)
         _report_fit(run, module, data, examples, best_epoch, seconds["total"], wandb)
+    except SIGTERMException as stop:
+        number = getattr(stop, "number", signal.SIGTERM)
+        if trainer is None or trainer.is_global_zero:
+            _say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
+        raise SystemExit(exit_code(number)) from stop
     finally:
         if failed and wandb is not None:
             wandb.finish(failed=True)
         if failed and (trainer is None or not trainer.fit_loop.epoch_progress.total.ready):
             run.discard()  # nothing was trained
         run.close()
+
+
+def _where_from(resumed: RunDirectory | None, checkpoint: Path | None) -> str:
+    if resumed is None:
+        return "--resume auto: no unfinished run has these options, so this one is new"
+    return f"goes on from {checkpoint}" if checkpoint else "nothing was saved yet, so it starts at its beginning"
 
 
 def _list_depth(depth: int | None, data: RecDataModule) -> int:

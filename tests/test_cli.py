@@ -145,6 +145,7 @@ def test_run_directory_holds_what_a_reader_needs(run: Run) -> None:
         "per_group.parquet",
         "slices.parquet",
         f"checkpoints/best-epoch{best}.ckpt",
+        f"checkpoints/best-epoch{best}.ckpt.sha256",
         "logs/metrics.csv",
     }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
 import pytorch_lightning as pl
+import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
@@ -38,6 +41,7 @@ Stage = Literal["train", "val", "fusion", "test", "now"]
 #: parts that a stage may see; `now`, a list for today, sees everything
 SEES: dict[str, Seen] = {**ALLOWED, "now": PARTS}
 _RANKED_CELLS = 2**22
+_GRACE = 30  # seconds
 _MAPPED_FROM = 5_000_000  # training rows from here on stay on disk
 
 
@@ -129,6 +133,7 @@ class RecDataModule(pl.LightningDataModule):
         self.num_workers, self.seed = num_workers, seed or 0
         self.ranking = True
         self.tested: Literal["fusion", "test"] = "test"  # the part that the test loaders serve
+        self.done = (0, 0)  # epochs, and batches of the one after them, that are not to be trained again
         self._ready = False
         self._horizons: dict[Seen, Horizon] = {}
 
@@ -276,6 +281,7 @@ class RecDataModule(pl.LightningDataModule):
             order = Blocks(visited.user, visited.item, self.batch_size, self.seed)
         else:
             order = Shuffled(len(dataset), self.batch_size, self.seed)
+        order.resume(*self.done)
         return self._loader(dataset, order)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
@@ -334,5 +340,15 @@ class RecDataModule(pl.LightningDataModule):
             sampler=order,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            # a loader seeds its workers once: out of the model's generator, a resumed run would differ
+            generator=torch.Generator() if self.num_workers else None,
+            worker_init_fn=_outlive,
             pin_memory=self.trainer is not None and self.trainer.accelerator.__class__.__name__ == "CUDAAccelerator",
         )
+
+
+def _outlive(worker: int) -> None:
+    """Have a worker go on for a while after what a scheduler sends to all processes, so that its process can save."""
+    if os.name == "posix":
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE))

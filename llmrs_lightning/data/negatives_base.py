@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from llmrs_lightning.data.order import before, spread, without_repeats
 from llmrs_lightning.data.pairs import Floats, Pairs
@@ -113,6 +114,13 @@ class Negatives(ABC):
             ConfigError: If the data lack what is needed.
         """
         self.num_items, self.num_rows = num_items, len(train)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what draws depend on and `build` does not make again; `load_state` takes it back."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027, most have none
+        """Take back what `state` has returned."""
 
     def visited(self) -> Ids | None:
         """Return the rows of `train` that make an epoch, ascending; None for all."""

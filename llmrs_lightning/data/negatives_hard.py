@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -60,6 +60,14 @@ class HardNegatives(UniformNegatives):
         super().build(train, num_items, batch_size, impression)
         self.best = torch.full((num_users, self.pool), _EMPTY, dtype=torch.int32)
         self.best.share_memory_()  # type: ignore[no-untyped-call]
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the pool."""
+        return {"best": self.best}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take back the pool, into the memory that workers share."""
+        self.best.copy_(state["best"])
 
     def refresh(
         self,

@@ -47,6 +47,7 @@ class BatchOrder(torch.utils.data.Sampler[BatchKey], ABC):
     def __init__(self, num_rows: int, batch_size: int, seed: int = 0) -> None:
         self.num_rows, self.batch_size, self.seed = num_rows, batch_size, seed
         self.epoch, self.rank, self.world_size = 0, 0, 1
+        self.done = (0, 0)
 
     def shard(self, rank: int, world_size: int) -> None:
         """Keep only the piece of process `rank` of `world_size`."""
@@ -56,12 +57,18 @@ class BatchOrder(torch.utils.data.Sampler[BatchKey], ABC):
         """Select the order of `epoch`; Lightning calls this."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, batches: int) -> None:
+        """Start in `epoch`, behind the first `batches` of it; workers fetch ahead before `set_epoch` is called."""
+        self.epoch, self.done = epoch, (epoch, batches)
+
     def __len__(self) -> int:
         return -(-self.num_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[BatchKey]:
+        skipped = self.done[1] if self.epoch == self.done[0] else 0
         for number, batch in enumerate(self.batches()):
-            yield BatchKey(batch, (self.rank, self.world_size), (self.seed, self.epoch, number))
+            if number >= skipped:
+                yield BatchKey(batch, (self.rank, self.world_size), (self.seed, self.epoch, number))
 
     @abstractmethod
     def batches(self) -> Iterator[Ids]:

@@ -1,8 +1,9 @@
-"""When training stops and what is kept."""
+"""When training stops, and which epoch is kept."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
@@ -31,14 +32,33 @@ class StopEarly(EarlyStopping):
             super().on_validation_end(trainer, pl_module)
 
 
-def make_callbacks(checkpoints: Path, patience: int) -> tuple[StopEarly, ModelCheckpoint]:
-    """Make early stopping and the checkpoint of the best epoch; both follow `MONITOR`."""
-    best = ModelCheckpoint(
-        dirpath=str(checkpoints),
-        filename="best-epoch{epoch}",
-        auto_insert_metric_name=False,
-        monitor=MONITOR,
-        mode="max",
-        save_weights_only=True,
-    )
-    return StopEarly(patience), best
+class BestEpoch(ModelCheckpoint):
+    """Keep the weights of the best epoch; those of the one before stay until `KeepState` needs them no longer.
+
+    Args:
+        checkpoints: The folder of checkpoints.
+    """
+
+    def __init__(self, checkpoints: Path) -> None:
+        super().__init__(
+            dirpath=str(checkpoints),
+            filename="best-epoch{epoch}",
+            auto_insert_metric_name=False,
+            monitor=MONITOR,
+            mode="max",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state, also where the run directory has moved since."""
+
+        def here(path: str) -> str:
+            return str(Path(str(self.dirpath), Path(path).name)) if path else ""
+
+        paths = {name: here(path) for name, path in state_dict.items() if name.endswith("_path")}
+        best = {here(path): value for path, value in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": best, "dirpath": self.dirpath})
+
+    def _remove_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Leave the file: the last checkpoint of the whole state may still name it."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import pytorch_lightning as pl
+import torch
+from torch import Tensor
 
 from llmrs_lightning.data.negatives import Negatives
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.encoders import Frozen, TextEncoder
-from llmrs_lightning.errors import ConfigError, listing
+from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import BehaviourFeatures
 from llmrs_lightning.scorers import Scorer
 from llmrs_lightning.scorers.baselines import baselines
@@ -110,6 +112,22 @@ def check_augmentation(encoder: TextEncoder, frozen_epochs: int) -> None:
             where="data.augmentation",
             fix="set it to null, or model.encoder.cache_states to false",
         )
+
+
+def check_finite(what: str, where: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that no tensor holds NaN or infinity, of which `what` is said, and name the first that does.
+
+    Raises:
+        DataError: If one does.
+    """
+    for name, tensor in tensors:
+        if not torch.isfinite(tensor.detach()).all():
+            raise DataError(
+                what,
+                where=where,
+                found=f"NaN or infinity in {name}",
+                fix="lower model.optimizer.learning_rate, or set trainer.gradient_clip_val",
+            )
 
 
 def check_distributed(trainer: pl.Trainer) -> None:

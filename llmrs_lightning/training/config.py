@@ -51,6 +51,8 @@ class RunOptions:
         project: W&B project.
         tags: W&B tags.
         examples: Users for whom recommendations are printed at the end.
+        checkpoint_every: Steps after which all that training needs to go on is saved, as it is at the end of an epoch;
+            null for every 5 minutes, and at the end of an epoch unless that slows training by more than 5 %.
         list_depth: Ranked items of each system that a run with a fusion part keeps for fusing, beside all that are to
             be found; null keeps all where there are at most 5 million cells, else 200.
     """
@@ -64,7 +66,17 @@ class RunOptions:
     project: str = "llmrs_lightning"
     tags: list[str] = field(default_factory=list)
     examples: int = 3
+    checkpoint_every: int | None = None
     list_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise ConfigError(
+                "at least 1 is needed",
+                where="run.checkpoint_every",
+                found=str(self.checkpoint_every),
+                allowed="or null",
+            )
 
 
 class RecCLI(LightningCLI):
@@ -87,6 +99,12 @@ class RecCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options of a run."""
         parser.add_class_arguments(RunOptions, "run")
+        parser.add_argument(
+            "--resume",
+            metavar="RUN",
+            help="Go on with a run that was stopped: its directory, or 'auto' for the newest unfinished one of these "
+            "options, else a new run.",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say of a wrong option what would have been right."""
@@ -98,6 +116,7 @@ class RecCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what one option says about another."""
         config = self.config
+        config.pop("resume", None)  # read by `resume.split_off`
         named = sorted(set(_pretrained_names(config.model)))
         if len(named) > 1:
             raise ConfigError(
@@ -126,9 +145,11 @@ class RecCLI(LightningCLI):
         return None  # type: ignore[return-value]
 
     def make_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Make the trainer; callbacks of the configuration come first."""
+        """Make the trainer; callbacks and plugins of the configuration come first."""
         options = {**self.config_init["trainer"], **kwargs}
-        options["callbacks"] = [*(self.config_init["trainer"].get("callbacks") or []), *kwargs.get("callbacks", [])]
+        for several in ("callbacks", "plugins"):
+            own = self.config_init["trainer"].get(several) or []
+            options[several] = [*(own if isinstance(own, list) else [own]), *kwargs.get(several, [])]
         try:
             return pl.Trainer(**options)
         except (MisconfigurationException, ValueError) as error:

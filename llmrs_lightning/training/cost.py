@@ -27,10 +27,18 @@ class CostMeter(Callback):
 
     Tokens are those of all processes. Memory is that of this process, energy that of the whole processors and of the
     GPUs that this process sees, whoever else uses them; what the machine does not let itself be asked is left out.
+    A resumed run has read the tokens of one that was never stopped; its seconds and energy are those of all processes
+    that a checkpoint tells of.
+
+    Attributes:
+        seconds_before: What earlier processes of a resumed run have spent on training.
     """
 
     def __init__(self) -> None:
         self._tokens: dict[bool, Tensor | int] = {True: 0, False: 0}
+        self._tokens_before = {True: 0, False: 0}
+        self._resumed, self._memory_before, self.seconds_before = False, 0, 0.0
+        self._trainer: pl.Trainer | None = None  # while it trains
         self._hooks: list[Any] = []
         self._energy = [Energy(meter) for meter in (processors(), gpus()) if meter is not None]
         self._looked = time.monotonic()
@@ -38,6 +46,7 @@ class CostMeter(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at what goes into the language models."""
         assert isinstance(pl_module, JointRecommender)
+        self._trainer, self._began = trainer, time.monotonic()
         self._hooks = [
             model.register_forward_pre_hook(self._count, with_kwargs=True) for model in pl_module.language_models
         ]
@@ -47,6 +56,11 @@ class CostMeter(Callback):
         learns = torch.is_grad_enabled()
         self._tokens[learns] = self._tokens[learns] + kwargs["attention_mask"].detach().sum()
 
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
+        """Forget what a resumed run has encoded again on its way to here."""
+        if self._resumed:
+            self._resumed, self._tokens = False, {True: 0, False: 0}
+
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Read the meters now and then."""
         if time.monotonic() - self._looked > _EVERY:
@@ -54,11 +68,40 @@ class CostMeter(Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add up the tokens of all processes."""
+        self._tokens, self._trainer = dict(self._add_up()), None
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look no longer."""
+        self.on_train_batch_start()  # there is no batch in a run whose training had ended
         for hook in self._hooks:
             hook.remove()
-        for learns, count in self._tokens.items():
-            total = torch.as_tensor(count, dtype=torch.int64, device=pl_module.device)
-            self._tokens[learns] = int(trainer.strategy.reduce(total, reduce_op="sum"))
+
+    def _add_up(self) -> dict[bool, int]:
+        if self._trainer is None:
+            return {learns: int(count) for learns, count in self._tokens.items()}
+        strategy = self._trainer.strategy
+        counts = {
+            k: torch.as_tensor(n, dtype=torch.int64, device=strategy.root_device) for k, n in self._tokens.items()
+        }
+        return {learns: int(strategy.reduce(count, reduce_op="sum")) for learns, count in counts.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was spent so far; to be called in all processes."""
+        self._look()
+        tokens = self._add_up()
+        return {
+            "tokens": [self._tokens_before[learns] + tokens[learns] for learns in (True, False)],
+            "seconds": self.seconds_before + time.monotonic() - self._began,
+            "memory": max(peak_memory() or 0, self._memory_before),
+            "joules": {energy.meter.name: energy.joules for energy in self._energy},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what earlier processes of the run have spent."""
+        self._resumed, self._tokens_before = True, dict(zip((True, False), state["tokens"], strict=True))
+        self.seconds_before, self._memory_before = state["seconds"], state["memory"]
+        for energy in self._energy:
+            energy.joules += state["joules"].get(energy.meter.name, 0.0)
 
     def _look(self) -> None:
         self._looked = time.monotonic()
@@ -77,12 +120,12 @@ class CostMeter(Callback):
         """
         self._look()
         costs: dict[str, float] = {
-            "tokens_trained": int(self._tokens[True]),
-            "tokens_encoded": int(self._tokens[False]),
+            "tokens_trained": self._tokens_before[True] + int(self._tokens[True]),
+            "tokens_encoded": self._tokens_before[False] + int(self._tokens[False]),
         }
         memory = peak_memory()
         if memory is not None:
-            costs["peak_memory_bytes"] = memory
+            costs["peak_memory_bytes"] = max(memory, self._memory_before)
         if torch.cuda.is_available() and (allocated := torch.cuda.max_memory_allocated()):
             costs["peak_gpu_memory_bytes"] = allocated
         return costs | {f"{energy.meter.name}_joules": energy.joules for energy in self._energy}

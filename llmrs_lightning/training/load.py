@@ -9,6 +9,7 @@ import torch
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.errors import DataError
+from llmrs_lightning.training.checkpoint import newest
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.prepare import prepare
@@ -26,8 +27,17 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
         DataError: If the data or their split are not those of the run.
     """
     cli = build(["--config", str(run.path / CONFIG), *overrides])
-    data: RecDataModule = cli.datamodule
-    data.setup()
+    cli.datamodule.setup()
+    check_data(run, cli.datamodule)
+    return cli
+
+
+def check_data(run: RunDirectory, data: RecDataModule) -> None:
+    """Check that data which are set up are those of a run.
+
+    Raises:
+        DataError: If they or their split are others.
+    """
     recorded = run.read_json(ENVIRONMENT).get("fingerprints", {})
     for name, now in data.fingerprints.items():
         if now != recorded.get(name):
@@ -38,12 +48,12 @@ def restore(run: RunDirectory, overrides: Sequence[str] = ()) -> RecCLI:
                 allowed=f"fingerprint {recorded.get(name, 'none')[:12]}",
                 fix="restore the files and options of the run, or train again",
             )
-    return cli
 
 
 def load_weights(module: JointRecommender, run: RunDirectory) -> int:
     """Load the best checkpoint and return its epoch; nothing but tensors and plain values is unpickled."""
-    path = run.checkpoint()
+    run.checkpoint()  # says so if there is none
+    path = newest(run.saved("best"))
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])

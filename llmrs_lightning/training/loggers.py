@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import logging
 import netrc
 import os
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning_fabric.loggers.logger import _DummyExperiment
-from pytorch_lightning.loggers import CSVLogger, Logger, WandbLogger
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
+from llmrs_lightning.training.rundir import replacing
 
 _log = logging.getLogger(__name__)
 _HOST = "api.wandb.ai"
@@ -39,6 +42,31 @@ def _has_netrc_key() -> bool:
         return netrc.netrc(os.environ.get("NETRC")).authenticators(_HOST) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+class CurvesLogger(CSVLogger):
+    """The CSV of a run's curves, which a resumed run takes up where its checkpoint has seen it.
+
+    Args:
+        run: The run directory.
+    """
+
+    def __init__(self, run: Path) -> None:
+        super().__init__(str(run), name="", version="logs")
+        self.path = run / "logs" / ExperimentWriter.NAME_METRICS_FILE
+
+    def text(self) -> str:
+        """Return the rows that were logged so far, as CSV."""
+        return self.path.read_text(encoding="utf-8") if self.path.exists() else ""
+
+    def restore(self, text: str) -> None:
+        """Put back what `text` has returned, in place of whatever was logged."""
+        writer = self.experiment
+        self.path.unlink(missing_ok=True)
+        if text:
+            with replacing(self.path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+            writer.metrics_keys = next(csv.reader(text.splitlines()))
 
 
 class SafeWandbLogger(WandbLogger):
@@ -143,6 +171,7 @@ def make_wandb(
     mode: WandbMode,
     project: str,
     tags: Sequence[str] = (),
+    id: str | None = None,
 ) -> SafeWandbLogger | None:
     """Make the logger of a W&B run, which starts when something is logged.
 
@@ -154,6 +183,7 @@ def make_wandb(
         mode: Whether to upload.
         project: W&B project.
         tags: W&B tags.
+        id: Of the W&B run, which goes on if it is there; None for a new one.
 
     Returns:
         None if W&B is disabled.
@@ -166,7 +196,7 @@ def make_wandb(
     settings = wandb.Settings(silent=True, console="off", init_timeout=30, finish_timeout_raises=True)
     if "WANDB_FINISH_TIMEOUT" not in os.environ:
         settings.finish_timeout = _PATIENCE  # wandb alone would wait for hours
-    more = {} if job_type == "fit" else {"id": uuid.uuid4().hex[:8]}  # $WANDB_RUN_ID, if set, is of the fit
+    own = os.environ.get("WANDB_RUN_ID") if job_type == "fit" else None  # if set, it is of the fit
     return SafeWandbLogger(
         project=project,
         name=name,
@@ -176,14 +206,12 @@ def make_wandb(
         save_dir=str(run),
         mode=mode,
         settings=settings,
-        **more,
+        id=id or own or uuid.uuid4().hex[:8],
     )
 
 
 def make_loggers(
-    run: Path, experiment: str, mode: WandbMode, project: str, tags: list[str]
-) -> tuple[list[Logger], SafeWandbLogger | None]:
+    run: Path, experiment: str, mode: WandbMode, project: str, tags: list[str], wandb_id: str | None = None
+) -> tuple[CurvesLogger, SafeWandbLogger | None]:
     """Make the CSV logger and, unless disabled, the W&B logger of a run, grouped by experiment."""
-    csv = CSVLogger(str(run), name="", version="logs")
-    wandb_logger = make_wandb(run, run.name, experiment, "fit", mode, project, tags)
-    return [csv] if wandb_logger is None else [csv, wandb_logger], wandb_logger
+    return CurvesLogger(run), make_wandb(run, run.name, experiment, "fit", mode, project, tags, wandb_id)

@@ -13,7 +13,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmrs_lightning.data.collate import RecBatch, SideBatch
+from llmrs_lightning.data.collate import Horizon, RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.negatives import HardNegatives
 from llmrs_lightning.data.pairs import Pairs
@@ -23,7 +23,7 @@ from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.tuning import EVER
-from llmrs_lightning.errors import DataError, listing
+from llmrs_lightning.errors import listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
 from llmrs_lightning.fusion import Fusion, PairFeatures, WeightedAverage
 from llmrs_lightning.metrics import PairMetrics
@@ -35,6 +35,7 @@ from llmrs_lightning.scorers.fitted import Content
 from llmrs_lightning.training.checks import (
     check_augmentation,
     check_distributed,
+    check_finite,
     check_inputs,
     check_members,
     check_negatives,
@@ -280,10 +281,11 @@ class JointRecommender(pl.LightningModule):
             rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, truth)
         loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
         if not torch.isfinite(loss):
-            raise DataError(
+            outputs = {**dict(zip(self.members, members.unbind(1), strict=True)), FUSED: fused, "the loss": loss}
+            check_finite(
                 f"the loss is {loss.item()} at step {self.global_step}",
-                where=f"epoch {self.current_epoch}, batch {batch_idx}",
-                fix="lower model.optimizer.learning_rate, or set trainer.gradient_clip_val",
+                f"epoch {self.current_epoch}, batch {batch_idx}",
+                [*self.named_parameters(), *outputs.items()],
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
@@ -292,12 +294,21 @@ class JointRecommender(pl.LightningModule):
         """Fit what is fitted to the training texts and pairs rather than learned."""
         data = self._data
         if self.encoder is not None:
+            if not self.encoder_learns and not self.encoder.learns_pooling:
+                self._encode_all(data.horizon("train"))
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
             self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
         self._fit_members(data)
         if all(scorer.has_grid for scorer in self.members.values()):
             self._warn_of_unknown(data)
+
+    def _encode_all(self, horizon: Horizon) -> None:
+        """Encode all texts at once, so that no bit of a vector depends on which texts are asked for together."""
+        assert horizon.texts is not None
+        for side, timeline in zip(SIDES, (horizon.texts.user, horizon.texts.item), strict=True):
+            if timeline is not None:
+                self._vectors.pooled(side, torch.from_numpy(np.unique(timeline.number)).to(self.device))
 
     def _fit_members(self, data: RecDataModule) -> None:
         """Fit the members that are fitted to the training pairs, unless a checkpoint brought them along."""
@@ -340,6 +351,11 @@ class JointRecommender(pl.LightningModule):
             self._states.prepare(data.cache_dir)
         self.trainer.strategy.barrier()
         self._states.prepare(data.cache_dir)
+
+    def on_train_start(self) -> None:
+        """Let layers learn whose turn it is: an epoch that is resumed does not start again."""
+        if self.encoder is not None:
+            self._rest(self.encoder, self._data)
 
     def on_train_epoch_start(self) -> None:
         """Let layers learn whose turn it is; look up what the model takes for the best, where negatives ask for it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +33,8 @@ FUSION_PAIRS, FUSION_LISTS, TEST_LISTS, USERS, ITEMS = (
     f"{TABLES}/{name}.parquet" for name in ("fusion_pairs", "fusion_lists", "test_lists", "users", "items")
 )
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
-_RUN_ID = "LLMRS_RUN_ID"
+PART = ".part"  # of names of files that are being written
+_RUN_ID, _HELD = "LLMRS_RUN_ID", ".held"
 
 
 class RunDirectory:
@@ -40,6 +47,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._made: list[Path] | None = None  # folders above it that this process made; None if it is not ours
+        self._held: IO[str] | None = None
 
     @classmethod
     def create(cls, folder: str, experiment: str, seed: int, run_id: str | None = None) -> RunDirectory:
@@ -54,8 +62,9 @@ class RunDirectory:
                     "this cannot be the name of a folder", where=option, found=repr(name), allowed="a name without /"
                 )
         parent = Path(folder) / experiment
-        if _RUN_ID in os.environ:
-            return cls(parent / os.environ[_RUN_ID])
+        shared = cls.shared(parent)
+        if shared is not None:
+            return shared
         first = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}"
         missing = [p for p in (parent, *parent.parents) if not p.exists()]
         try:
@@ -69,8 +78,33 @@ class RunDirectory:
                 "the run directory cannot be made", where="run.folder", found=str(error), fix="name another folder"
             ) from error
         run._made = missing
-        os.environ[_RUN_ID] = run.path.name
+        run.hold()
         return run
+
+    @classmethod
+    def shared(cls, parent: Path) -> RunDirectory | None:
+        """Return the run directory of the process that has started this one, if there is one."""
+        return cls(parent / os.environ[_RUN_ID]) if _RUN_ID in os.environ else None
+
+    def hold(self) -> None:
+        """Keep other processes out of this directory, but those that this one starts, until it closes it or ends.
+
+        Raises:
+            DataError: If another process holds it.
+        """
+        if _RUN_ID in os.environ:
+            return
+        if fcntl is not None:
+            file = (self.path / _HELD).open("w")
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                raise DataError(
+                    "another process trains this run", where=str(self.path), fix="stop it, or wait for its end"
+                ) from error
+            self._held = file
+        os.environ[_RUN_ID] = self.path.name
 
     def _claim(self) -> bool:
         """Make the folder unless it is there; of several processes only one succeeds."""
@@ -91,8 +125,8 @@ class RunDirectory:
             folder.rmdir()
 
     @classmethod
-    def open(cls, path: str) -> RunDirectory:
-        """Open a run directory that is there.
+    def open(cls, path: str, option: str = "--run") -> RunDirectory:
+        """Open a run directory that is there, which `option` has named.
 
         Raises:
             DataError: If `path` is no run directory; names the newest ones near it.
@@ -104,20 +138,29 @@ class RunDirectory:
         near = sorted({p.parent for glob in globs for p in glob}, key=lambda p: p.name, reverse=True)
         raise DataError(
             f"{path} is no run directory",
-            where="--run",
+            where=option,
             found="no folder" if not folder.is_dir() else listing(sorted(p.name for p in folder.iterdir())),
             allowed=f"a folder with {CONFIG} and {CHECKPOINTS}/ that `llmrs fit` has written",
             fix=f"runs here: {listing(near, 5)}",
         )
 
     def close(self) -> None:
-        """End the sharing of this directory with processes that are started later."""
+        """End the sharing of this directory with processes that are started later, and hold it no longer."""
         os.environ.pop(_RUN_ID, None)
+        if self._held is not None:
+            (self.path / _HELD).unlink(missing_ok=True)
+            self._held.close()
+            self._held = None
 
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / CHECKPOINTS
+
+    def saved(self, kind: Literal["best", "last"]) -> list[Path]:
+        """Return the checkpoints of the best epochs, or of where training can go on, the newest first."""
+        found = self.checkpoints.glob(f"{kind}*.ckpt")
+        return sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)], reverse=True)
 
     def checkpoint(self) -> Path:
         """Return the best checkpoint.
@@ -125,14 +168,14 @@ class RunDirectory:
         Raises:
             DataError: If there is none.
         """
-        found = sorted(self.checkpoints.glob("best*.ckpt"))
+        found = self.saved("best")
         if not found:
             raise DataError(
                 "the run has no checkpoint",
                 where=str(self.checkpoints),
                 fix="train with one whole epoch and its validation at least: trainer.max_epochs, trainer.fast_dev_run",
             )
-        return found[-1]
+        return found[0]
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file whole or not at all."""
@@ -167,13 +210,29 @@ class RunDirectory:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file that takes the place of `path` at the end, and is removed if something fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Give a temporary file that takes the place of `path` at the end, and is removed if something fails.
+
+    What is at `path` is the old file or the new one, also after the machine has lost its power.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield temporary
+        _sync(temporary)
         os.replace(temporary, path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold what was written to a file, or which files are in a folder."""
+    if path.is_dir() and os.name != "posix":
+        return  # Windows opens no folders
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def environment(**more: Any) -> dict[str, Any]:

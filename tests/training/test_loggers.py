@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import json
 import logging
 import re
 import time
@@ -16,7 +18,8 @@ import pytest
 import yaml
 
 from llmrs_lightning.cli import main
-from llmrs_lightning.training.loggers import make_loggers, resolve_mode
+from llmrs_lightning.training.loggers import CurvesLogger, make_loggers, resolve_mode
+from llmrs_lightning.training.module import JointRecommender
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -121,9 +124,57 @@ def test_auto_reads_the_key_of_wandb_login(tmp_path: Path) -> None:
 
 
 def test_disabled_makes_no_wandb_logger(tmp_path: Path) -> None:
-    loggers, wandb = make_loggers(tmp_path, "experiment", "disabled", "project", [])
+    curves, wandb = make_loggers(tmp_path, "experiment", "disabled", "project", [])
     assert wandb is None
-    assert [type(logger).__name__ for logger in loggers] == ["CSVLogger"]
+    assert curves.log_dir == str(tmp_path / "logs")
+
+
+# ---- runs that go on
+
+
+def test_curves_go_on_where_their_text_ends(tmp_path: Path) -> None:
+    curves = CurvesLogger(tmp_path)
+    assert curves.text() == ""
+    for step in range(3):
+        curves.log_metrics({"train/loss": 1 / (step + 1)}, step)
+        curves.save()
+    text = curves.text()
+    curves.log_metrics({"train/loss": 9.0}, 3)  # after the checkpoint, before the end
+    curves.save()
+    resumed = CurvesLogger(tmp_path)
+    resumed.restore(text)
+    assert resumed.text() == text
+    resumed.log_metrics({"train/loss": 0.25}, 3)
+    resumed.save()
+    resumed.log_metrics({"val/auc": 0.5}, 3)  # a column that the file has not
+    resumed.save()
+    rows = list(csv.DictReader(resumed.text().splitlines()))
+    assert [row["train/loss"] for row in rows] == ["1.0", "0.5", "0.3333333333333333", "0.25", ""]
+    assert [row["val/auc"] for row in rows] == ["", "", "", "", "0.5"]
+
+
+def test_a_run_that_goes_on_is_the_same_run_on_the_dashboard(fit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    started: list[dict[str, Any]] = []
+    monkeypatch.setattr(wandb, "init", lambda **options: started.append(options) or FakeRun())
+    real = JointRecommender.training_step
+
+    def stop(self: JointRecommender, batch: Any, batch_idx: int) -> Any:
+        if self.global_step == 3:
+            raise RuntimeError("the machine is gone")
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(JointRecommender, "training_step", stop)
+    with pytest.raises(RuntimeError, match="the machine is gone"):
+        fit()
+    monkeypatch.setattr(JointRecommender, "training_step", real)
+    path = Path(started[0]["dir"])
+    with redirect_stdout(io.StringIO()):
+        assert main(["fit", "--resume", str(path)]) == 0
+    first, second = started
+    assert first["id"] == second["id"] == json.loads((path / "env.json").read_text())["wandb_id"]
+    assert second["resume"] == "allow"
 
 
 # ---- failures

@@ -1,0 +1,120 @@
+"""Which run goes on, from which checkpoint, and with which options."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing
+from llmrs_lightning.training.checkpoint import newest
+from llmrs_lightning.training.config import RecCLI, build
+from llmrs_lightning.training.rundir import CONFIG, METRICS, PART, RunDirectory
+
+AUTO = "auto"
+#: options that change neither weights nor metrics nor curves, so that a run may go on with others; devices, precision
+#: and workers are not among them: sums are rounded, or dropout drawn, otherwise
+MAY_DIFFER = (
+    "data.cache_dir",  # where files are found again
+    "run.checkpoint_every",  # saving changes nothing
+    "run.examples",  # printed at the end
+    "run.wandb",  # the dashboard
+    "trainer.enable_progress_bar",
+)
+
+
+def split_off(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Return what `--resume` names, or None, and all other words."""
+    parser = argparse.ArgumentParser("llmrs fit", add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume")
+    known, others = parser.parse_known_args(args)
+    return known.resume, others
+
+
+def find(word: str, args: Sequence[str]) -> tuple[RecCLI, RunDirectory | None, Path | None]:
+    """Find the run that is to go on.
+
+    Args:
+        word: A run directory, or `auto`: the newest unfinished run of the same options in its experiment's folder.
+        args: Options beside it.
+
+    Returns:
+        The run's options, its directory, which this process holds, and its last whole checkpoint; None for the
+        directory where `auto` finds none, and None for the checkpoint where nothing was saved yet.
+
+    Raises:
+        LLMRSError: If the run cannot go on, or not with these options.
+    """
+    run = _unfinished(args) if word == AUTO else RunDirectory.open(word, "--resume")
+    if run is None:
+        return build(args), None, None
+    if (run.path / METRICS).exists():
+        raise DataError(
+            "the run has finished",
+            where=f"--resume {word}",
+            found=f"{run.path / METRICS}",
+            allowed="a run that was stopped before its test",
+            fix=f"look at it with `llmrs test --run {run.path}`, or train another one without --resume",
+        )
+    run.hold()
+    for left in run.path.rglob(f".*{PART}"):  # by a process that was killed while it wrote
+        left.unlink()
+    saved = run.saved("last")
+    checkpoint = newest(saved) if saved else None
+    own = ["--config", str(run.path / CONFIG)]
+    if word != AUTO and args:
+        _check_options(_resolved(own), _resolved([*own, *args]), run)
+    return build([*own, *args]), run, checkpoint  # last, since it seeds the generators
+
+
+def _unfinished(args: Sequence[str]) -> RunDirectory | None:
+    """Return the newest run that has no metrics, that nobody is at, and whose options are these."""
+    asked = _resolved(args)
+    folder = Path(asked["run.folder"]) / asked["run.experiment"]
+    shared = RunDirectory.shared(folder)
+    if shared is not None:  # of the process that has started this one
+        return shared
+    for path in sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        run = RunDirectory(path.parent)
+        if (run.path / METRICS).exists():
+            continue
+        try:
+            if not _different(_resolved(["--config", str(path)]), asked):
+                run.hold()
+                return run
+        except LLMRSError:  # of other code, or another process is at it
+            continue
+    return None
+
+
+def _check_options(own: Mapping[str, Any], asked: Mapping[str, Any], run: RunDirectory) -> None:
+    different = _different(own, asked)
+    if different:
+        raise ConfigError(
+            "a run goes on with its own options",
+            where=listing(different),
+            found=listing(f"{asked.get(name)}" for name in different),
+            allowed=f"{listing(f'{own.get(name)}' for name in different)}; others for {listing(MAY_DIFFER)}",
+            fix=f"leave them out (the run's are in {run.path / CONFIG}), or train another run without --resume",
+        )
+
+
+def _different(own: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    names = dict.fromkeys([*own, *asked])
+    return [name for name in names if own.get(name) != asked.get(name) and not name.startswith(MAY_DIFFER)]
+
+
+def _resolved(args: Sequence[str]) -> dict[str, Any]:
+    return dict(_flat(yaml.safe_load(build(args).resolved())))
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each option of a nested configuration under its whole name."""
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
