@@ -16,7 +16,6 @@ from llmrs_lightning.lab.sweep_state import Record
 from llmrs_lightning.lab.trials import Trial
 
 _GRACE = 15.0  # seconds in which a trial may end by itself
-_RUN_ID = "LLMRS_RUN_ID"  # a trial that inherited it would write into its parent's run directory
 
 
 class Job(Protocol):
@@ -158,8 +157,8 @@ class ProcessLauncher:
 
 
 def clean(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment for a trial: without the run of a parent, and with output that is written at once."""
-    return {k: v for k, v in environment.items() if k != _RUN_ID} | {"PYTHONUNBUFFERED": "1"}
+    """Return an environment for a trial: it is the first of its processes, and its output is written at once."""
+    return {k: v for k, v in environment.items() if k not in ("RANK", "LOCAL_RANK")} | {"PYTHONUNBUFFERED": "1"}
 
 
 def end(jobs: list[Job], grace: float = _GRACE) -> None:

@@ -53,6 +53,10 @@ class KeepState(Checkpoint):
         self._step, self._saved, self._cost = 0, 0.0, 0.0
         self._signals = StopSignals()
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have all processes know the run directory, now that they know each other."""
+        self.run.share(trainer.strategy.broadcast)
+
     # ---- when
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -74,9 +74,6 @@ def _unfinished(args: Sequence[str]) -> RunDirectory | None:
     """Return the newest run that has no metrics, that nobody is at, and whose options are these."""
     asked = _resolved(args)
     folder = Path(asked["run.folder"]) / asked["run.experiment"]
-    shared = RunDirectory.shared(folder)
-    if shared is not None:  # of the process that has started this one
-        return shared
     for path in sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime, reverse=True):
         run = RunDirectory(path.parent)
         if (run.path / METRICS).exists():

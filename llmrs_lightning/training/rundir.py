@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,7 @@ except ModuleNotFoundError:  # Windows
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from llmrs_lightning.errors import ConfigError, DataError, listing
 
@@ -34,7 +35,7 @@ FUSION_PAIRS, FUSION_LISTS, TEST_LISTS, USERS, ITEMS = (
 )
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
 PART = ".part"  # of names of files that are being written
-_RUN_ID, _HELD = "LLMRS_RUN_ID", ".held"
+_HELD = ".held"
 
 
 class RunDirectory:
@@ -51,7 +52,9 @@ class RunDirectory:
 
     @classmethod
     def create(cls, folder: str, experiment: str, seed: int, run_id: str | None = None) -> RunDirectory:
-        """Make a new run directory; processes that this one starts share it.
+        """Make a new run directory.
+
+        Of several processes that train together the first one makes it; the others learn its path from `share`.
 
         Raises:
             ConfigError: If a name is no name of a folder, or the folder cannot be made.
@@ -62,9 +65,8 @@ class RunDirectory:
                     "this cannot be the name of a folder", where=option, found=repr(name), allowed="a name without /"
                 )
         parent = Path(folder) / experiment
-        shared = cls.shared(parent)
-        if shared is not None:
-            return shared
+        if _rank():
+            return cls(parent / f".{_rank()}")
         first = run_id or f"{datetime.now(UTC):%Y%m%d-%H%M%S}-seed{seed}"
         missing = [p for p in (parent, *parent.parents) if not p.exists()]
         try:
@@ -81,20 +83,17 @@ class RunDirectory:
         run.hold()
         return run
 
-    @classmethod
-    def shared(cls, parent: Path) -> RunDirectory | None:
-        """Return the run directory of the process that has started this one, if there is one."""
-        return cls(parent / os.environ[_RUN_ID]) if _RUN_ID in os.environ else None
+    def share(self, broadcast: Callable[[str], str]) -> None:
+        """Take the path of the first process; `broadcast` gives what that process has handed to it."""
+        self.path = Path(broadcast(str(self.path)))
 
     def hold(self) -> None:
-        """Keep other processes out of this directory, but those that this one starts, until it closes it or ends.
+        """Keep processes that do not train together with this one out of the directory, until it closes it or ends.
 
         Raises:
             DataError: If another process holds it.
         """
-        if _RUN_ID in os.environ:
-            return
-        if fcntl is not None:
+        if fcntl is not None and not _rank():
             file = (self.path / _HELD).open("w")
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -104,7 +103,6 @@ class RunDirectory:
                     "another process trains this run", where=str(self.path), fix="stop it, or wait for its end"
                 ) from error
             self._held = file
-        os.environ[_RUN_ID] = self.path.name
 
     def _claim(self) -> bool:
         """Make the folder unless it is there; of several processes only one succeeds."""
@@ -145,8 +143,7 @@ class RunDirectory:
         )
 
     def close(self) -> None:
-        """End the sharing of this directory with processes that are started later, and hold it no longer."""
-        os.environ.pop(_RUN_ID, None)
+        """Hold the directory no longer."""
         if self._held is not None:
             (self.path / _HELD).unlink(missing_ok=True)
             self._held.close()
@@ -233,6 +230,11 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _rank() -> int:
+    """Return the number of this process among those that train together, before they have found each other."""
+    return int(getattr(rank_zero_only, "rank", None) or 0)  # of torchrun, SLURM, or Lightning's own launcher
 
 
 def environment(**more: Any) -> dict[str, Any]:

@@ -145,10 +145,10 @@ def test_one_sweep_a_folder_and_a_killed_one_holds_nothing(tmp_path: Path) -> No
         pass
 
 
-def test_a_trial_finds_its_device_and_threads_and_no_run_of_a_parent(
+def test_a_trial_finds_its_device_and_threads_and_is_the_first_of_its_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LLMRS_RUN_ID", "parent")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("KEPT", "yes")
     program = "import os, json; print(json.dumps(dict(os.environ)))"
     for parallel, slot, device in (
@@ -162,7 +162,7 @@ def test_a_trial_finds_its_device_and_threads_and_no_run_of_a_parent(
         found = json.loads(trial.log.read_text())
         assert job.poll() == 0
         assert (found["CUDA_VISIBLE_DEVICES"], found["OMP_NUM_THREADS"], found["KEPT"]) == (device, "7", "yes")
-        assert "LLMRS_RUN_ID" not in found
+        assert "LOCAL_RANK" not in found
     assert "CUDA_VISIBLE_DEVICES" not in ProcessLauncher(Parallel()).environment(0)
 
 

@@ -26,7 +26,7 @@ def test_options_are_read() -> None:
 
 
 def test_trials_run_and_their_codes_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMRS_RUN_ID", "parent")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     good = script(tmp_path, "import json, os; print(json.dumps(dict(os.environ)))", "good-seed0")
     bad = script(tmp_path, "print('llmrs fit: no'); raise SystemExit(3)", "bad-seed0")
     state = State(tmp_path)
@@ -46,7 +46,7 @@ def test_trials_run_and_their_codes_come_back(tmp_path: Path, monkeypatch: pytes
     assert state.records["bad-seed0"].message == "llmrs fit: no"
     environment = json.loads(good.log.read_text())
     assert environment["OMP_NUM_THREADS"] == "3"
-    assert "LLMRS_RUN_ID" not in environment
+    assert "LOCAL_RANK" not in environment
 
 
 def test_a_job_can_be_cancelled(tmp_path: Path) -> None:

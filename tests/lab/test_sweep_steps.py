@@ -34,7 +34,7 @@ if os.path.exists(os.environ["CALLS"] + ".broken") and "a-seed0" in sys.argv[2]:
 if os.path.exists(os.environ["CALLS"] + ".signal"):
     import time
     os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)
-print("threads", os.environ["OMP_NUM_THREADS"], "parent", os.environ.get("LLMRS_RUN_ID"))
+print("threads", os.environ["OMP_NUM_THREADS"], "rank", os.environ.get("LOCAL_RANK"))
 """
 
 
@@ -85,14 +85,14 @@ NAMES = ["1-fuse-seed0", "2-fuse-seed0", "1-fuse-seed1", "2-fuse-seed1", "3-comp
 def test_steps_run_in_order_and_once(
     following: Following, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LLMRS_RUN_ID", "parent")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert following.go() == (0, EVERY)
     said = capsys.readouterr().out
     assert f"step 1 of 5, 1-fuse-seed0: running  llmrs fuse {following.folder}/a-seed0" in said
     assert "step 5 of 5, 3-compare: finished" in said
     assert following.states() == dict.fromkeys(NAMES, "finished")
     log = (following.folder / "steps" / "3-compare.log").read_text()
-    assert log == f"compare {following.folder}/a-* --title s {{1, 2}}\nthreads 3 parent None\n"
+    assert log == f"compare {following.folder}/a-* --title s {{1, 2}}\nthreads 3 rank None\n"
 
     assert following.go() == (0, [])
     assert "steps finished before: 5" in capsys.readouterr().out

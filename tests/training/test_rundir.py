@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.training.rundir import RunDirectory, environment, replacing
@@ -18,7 +19,7 @@ from llmrs_lightning.training.rundir import RunDirectory, environment, replacing
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("LLMRS_RUN_ID", raising=False)
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
 
 
 def make(experiment: str = "board", seed: int = 0, run_id: str | None = None) -> RunDirectory:
@@ -54,14 +55,20 @@ def test_a_name_that_another_process_takes_first_is_not_shared(monkeypatch: pyte
     assert make(run_id="x").path.name == "x-2"
 
 
-def test_processes_that_are_started_share_the_directory_until_it_is_closed() -> None:
+def test_the_first_of_many_processes_makes_the_directory_and_the_others_learn_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     (Path("runs/board/x")).mkdir(parents=True)
     first = RunDirectory.create("runs", "board", 0, "x")
-    child = RunDirectory.create("runs", "board", 0, "x")  # sees the same environment, and the same options
-    assert child.path == first.path == Path("runs/board/x-2")
-    first.close()
-    assert "LLMRS_RUN_ID" not in os.environ
-    assert RunDirectory.create("runs", "board", 0, "x").path.name == "x-3"
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    second = RunDirectory.create("runs", "board", 0, "x")
+    second.hold()  # it does not, as the first one does
+    assert not second.path.exists()
+    second.share(lambda _: str(first.path))
+    assert second.path == first.path == Path("runs/board/x-2")
+    second.discard()
+    second.close()
+    assert first.path.is_dir()
     first.close()
     first.close()  # twice does no harm
 
