@@ -73,10 +73,11 @@ def written(folder: Path) -> Iterator[Path]:
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the manifest: `facts`, and sizes and hashes of all files but the model card, which may be edited."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _hash(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != CARD
+        name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        for name, path in paths.items()
+        if name not in (CARD, MANIFEST)
     }
     manifest = {"format": FORMAT, "version": VERSION, **facts, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
