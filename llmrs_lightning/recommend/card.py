@@ -7,7 +7,7 @@ from typing import Any
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.schema import PARTS
-from llmrs_lightning.recommend.folder import CONFIG, ENCODER, MANIFEST, TABLES, WEIGHTS
+from llmrs_lightning.recommend.folder import CONFIG, ENCODER, MANIFEST, WEIGHTS
 from llmrs_lightning.recommend.origin import Origin
 from llmrs_lightning.training.module import JointRecommender
 
@@ -74,7 +74,7 @@ def card(module: JointRecommender, data: RecDataModule, origin: Origin, packages
     files = {
         CONFIG: "the configuration of model and data; paths are relative to the folder",
         WEIGHTS: "all weights but those of the language model",
-        "data/": f"users, items and interactions ({', '.join(TABLES)})",
+        "data/": "users, items, and interactions with the part of the split that each belongs to",
         MANIFEST: "format version, and size and hash of each file",
     }
     if data.tokenizer:

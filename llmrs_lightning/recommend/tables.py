@@ -57,7 +57,7 @@ def write(data: RecDataModule, folder: Path) -> None:
     schema, users, items = data.schema, data.data.users, data.data.items
     read = [schema.user_id, *schema.user_categories, *schema.user_numbers, *_fields(data, "item_past")]
     read += data.user_text.fields if data.user_text else []
-    shown = [f.name for f in _arrow(items).schema if not (pa.types.is_struct(f.type) or pa.types.is_binary(f.type))]
+    shown = [f.name for f in _arrow(items).schema if not _is_opaque(f.type)]
     shown += [*_fields(data, "user_past"), *(data.item_text.fields if data.item_text else [])]
     rows, events = data.rows(*PARTS), data.events
     parts = np.zeros(len(events), np.int8)
@@ -108,3 +108,8 @@ def _arrow(dataset: Dataset, names: Iterable[str] | None = None) -> pa.Table:
     """Return the columns that are among `names`, or all."""
     wanted = dataset.column_names if names is None else [n for n in dataset.column_names if n in set(names)]
     return dataset.select_columns(wanted).with_format("arrow")[:].replace_schema_metadata(None)
+
+
+def _is_opaque(kind: pa.DataType) -> bool:
+    """Say whether values are no plain ones, such as images."""
+    return bool(pa.types.is_struct(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
