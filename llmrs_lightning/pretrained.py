@@ -65,7 +65,7 @@ def locate(name: str) -> Pretrained:
     if _in_hub_cache(name):
         return Pretrained(name, True)
     hub_id = f"sentence-transformers/{name}" if packaged and "/" not in name else name
-    unreachable = _hub_problem()
+    unreachable = hub_problem()
     if unreachable is None:
         return Pretrained(hub_id, False)
     close = difflib.get_close_matches(name, _PACKAGED, n=1, cutoff=0.5)
@@ -126,7 +126,7 @@ def _in_hub_cache(name: str) -> bool:
         return False
 
 
-def _hub_problem() -> str | None:
+def hub_problem() -> str | None:
     """Say why the hub cannot be asked, within seconds: its own client would retry for half a minute."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "TRUE", "YES", "ON"}:
         return "HF_HUB_OFFLINE forbids asking the hub"

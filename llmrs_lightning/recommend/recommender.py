@@ -1,4 +1,4 @@
-"""Recommendations out of a run directory: known users, or new users described in words."""
+"""Recommendations out of a trained model: known users, or new users described in words."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from llmrs_lightning.data.text import clean
 from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import Side
+from llmrs_lightning.recommend.folder import is_export
+from llmrs_lightning.recommend.hub import fetched, pushed
+from llmrs_lightning.recommend.origin import Origin
 from llmrs_lightning.recommend.topk import top_k
 from llmrs_lightning.training.evaluation import FUSED
 from llmrs_lightning.training.module import JointRecommender
@@ -34,22 +37,94 @@ class Recommender:
     Args:
         module: A trained model.
         data: The data that it was trained on.
+        origin: Where it comes from, which an export needs to know; from_run and from_pretrained tell it.
     """
 
-    def __init__(self, module: JointRecommender, data: RecDataModule) -> None:
+    def __init__(self, module: JointRecommender, data: RecDataModule, origin: Origin | None = None) -> None:
         if not module.ranking:
             raise ConfigError(
                 "this model scores pairs and cannot rank a catalogue", where="model.ranking", found="false"
             )
-        self.module, self.data = module.eval(), data
+        self.module, self.data, self.origin = module.eval(), data, origin
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu") -> Recommender:
-        """Load the best checkpoint of the run directory `run`."""
-        from llmrs_lightning.training.load import load_run
+        """Load the best checkpoint of the run directory `run`; an exported folder is loaded as one."""
+        from llmrs_lightning.training.load import open_run
 
-        module, data = load_run(str(run))
-        return cls(module.to(device), data)
+        if is_export(Path(run)):
+            return cls.from_pretrained(run, device)
+        cli, directory = open_run(str(run))
+        return cls(cli.model.to(device), cli.datamodule, Origin.of_run(cli, directory))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, device: str = "cpu", revision: str | None = None) -> Recommender:
+        """Load a folder that `save_pretrained` has written; it needs no other file, and no network.
+
+        Lists and scores are those of the recommender that was saved. Nothing is unpickled, and no code out of the
+        folder is run.
+
+        Args:
+            name: The folder, or the repository `org/name` on the Hugging Face hub.
+            device: Where the model is put.
+            revision: Branch, tag or commit of the repository.
+
+        Raises:
+            DataError: If there is no such folder, or it is damaged or of another format version.
+        """
+        from llmrs_lightning.recommend.loading import load
+
+        module, data, origin = load(fetched(name, revision))
+        return cls(module.to(device), data, origin)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write all that lists need: weights, tokeniser, configuration, users, items, interactions and a model card.
+
+        The language model is in the format of transformers, what LoRA has learned merged into its weights (which rounds
+        scores in their seventh digit). The folder is written whole or not at all; an earlier export is replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: If there is something else at `folder`, or the recommender was put together by hand.
+            DataError: If the files cannot be written.
+        """
+        from llmrs_lightning.recommend.saving import save
+
+        if self.origin is None:
+            raise ConfigError(
+                "a recommender that was put together by hand does not know its configuration",
+                where="Recommender.save_pretrained",
+                fix="load it with Recommender.from_run or from_pretrained",
+            )
+        save(self.module, self.data, self.origin, Path(folder))
+        return Path(folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        revision: str | None = None,
+        message: str = "Upload a recommender",
+    ) -> str:
+        """Send what `save_pretrained` writes to the repository `repo_id`, which is made unless it is there.
+
+        Args:
+            repo_id: Its name, `org/name`.
+            private: Whether a new repository is private; the export holds ids of users and what they did.
+            revision: Branch, made unless it is there; None is the main one.
+            message: Of the commit.
+
+        Returns:
+            The repository's address.
+
+        Raises:
+            ModelError: If the hub does not take it.
+        """
+        with TemporaryDirectory() as folder:
+            return pushed(self.save_pretrained(Path(folder) / "recommender"), repo_id, private, revision, message)
 
     @torch.inference_mode()
     def recommend(
