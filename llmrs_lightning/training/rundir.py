@@ -92,7 +92,7 @@ class RunDirectory:
         Raises:
             DataError: If another process holds it.
         """
-        if _RUN_ID in os.environ:
+        if _RUN_ID in os.environ or self._held is not None:
             return
         if fcntl is not None:
             file = (self.path / _HELD).open("w")

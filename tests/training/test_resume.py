@@ -66,7 +66,7 @@ def states(path: Path) -> list[str]:
         (JointRecommender, "validation_step", 2, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(JointRecommender, "on_train_epoch_start", 2, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(CheckedIO, "save_checkpoint", 4, ["last-step2.ckpt", "last-step4.ckpt"]),
-        (JointRecommender, "training_step", 8, ["last-step5.ckpt", "last-step6.ckpt"]),
+        slow(JointRecommender, "training_step", 8, ["last-step5.ckpt", "last-step6.ckpt"]),
         (commands, "_write_tables", 1, ["last-step10.ckpt", "last-step8.ckpt"]),
     ],
     ids=[
@@ -167,7 +167,7 @@ def signalled(
     ("number", "code", "workers"),
     [
         (signal.SIGTERM, 143, 0),
-        (signal.SIGUSR1, 138, 0),
+        slow(signal.SIGUSR1, 138, 0),
         slow(signal.SIGTERM, 143, 2),
         slow(signal.SIGUSR1, 138, 2),
     ],
@@ -218,6 +218,7 @@ def stopped(config: Path, folder: Path) -> Path:
 
 def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     assert main(["fit", *map(str, words)]) == 2
+    assert "LLMRS_RUN_ID" not in os.environ  # which would have the next fit go there
     return capsys.readouterr().err
 
 
