@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -35,7 +35,7 @@ from llmrs_lightning.training.evaluation import FUSED, LOWER_IS_BETTER
 from llmrs_lightning.training.examples import example_lists
 from llmrs_lightning.training.keep import KeepState
 from llmrs_lightning.training.load import check_data, load_weights, open_run
-from llmrs_lightning.training.loggers import make_loggers
+from llmrs_lightning.training.loggers import SafeWandbLogger, make_loggers
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.prepare import check_monitor, prepare
 from llmrs_lightning.training.report import lists_table, results_table, show, slices_table
@@ -85,21 +85,18 @@ def fit(args: Sequence[str]) -> None:
     Raises:
         SystemExit: With 128 plus the number of the signal that has stopped it; 143 for SIGTERM, 138 for SIGUSR1.
     """
-    from llmrs_lightning.data.splits import save_parts
-
     _quiet()
     started, meter = time.perf_counter(), CostMeter()
     word, args = resume.split_off(args)
     cli, resumed, checkpoint = (build(args), None, None) if word is None else resume.find(word, args)
     options = cli.config_init["run"]
-    seed = int(cli.config["seed_everything"])
-    module, data = prepare(cli)
-    check_monitor(module, data)
-
-    run = resumed or RunDirectory.create(options.folder, options.experiment, seed, options.id)
-    trainer = wandb = None
-    failed = True
+    run, trainer, wandb, failed = resumed, None, None, True
     try:
+        module, data = prepare(cli)
+        check_monitor(module, data)
+        if run is None:
+            seed = int(cli.config["seed_everything"])
+            run = RunDirectory.create(options.folder, options.experiment, seed, options.id)
         begun = run.read_json(ENVIRONMENT) if (run.path / ENVIRONMENT).exists() else {}  # by a process before
         if begun:
             check_data(run, data)
@@ -117,10 +114,7 @@ def fit(args: Sequence[str]) -> None:
         seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
             if not begun:
-                run.write_text(CONFIG, cli.resolved())
-                save_parts(data.parts, run.path / SPLIT)
-                own = {} if wandb is None else {"wandb_id": wandb.version}
-                run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=data.fingerprints, **own))
+                _write_origin(run, cli, data, wandb)
             if wandb is not None:
                 wandb.log_hyperparams(_plain_config(cli) | identity(run))
             _say(f"run {run.path}: {_describe(data)}")
@@ -142,22 +136,9 @@ def fit(args: Sequence[str]) -> None:
         if not trainer.is_global_zero:
             return
         seconds["total"] = time.perf_counter() - started + meter.seconds_before
-        summary = {
-            "monitor": {
-                "metric": module.monitor,
-                "best_epoch": best_epoch,
-                "best_value": float(cast(torch.Tensor, best.best_model_score))
-                * (-1 if module.monitor in LOWER_IS_BETTER else 1),  # callbacks follow what rises
-            },
-            "epochs": trainer.current_epoch,
-            "seconds": seconds,
-            "cost": {f"{name}_seconds": spent for name, spent in seconds.items()} | meter.report(),
-            "parameters": sum(p.numel() for p in module.parameters()),
-            "fusion_weights": module.fusion.summary() if len(module.members) > 1 else {},
-            "test": module.results["test"],
-        }
         _write_tables(run, module, data)
-        run.write_json(METRICS, summary)  # last, since it says that the run has finished
+        # last, since it says that the run has finished
+        run.write_json(METRICS, _summary(module, best_epoch, best, seconds, meter))
         keep.finish()
         examples = example_lists(module, data, options.examples) if module.ranking else None
         if wandb is not None:
@@ -168,15 +149,46 @@ def fit(args: Sequence[str]) -> None:
         _report_fit(run, module, data, examples, best_epoch, seconds["total"], wandb)
     except SIGTERMException as stop:
         number = getattr(stop, "number", signal.SIGTERM)
-        if trainer is None or trainer.is_global_zero:
+        if run is not None and trainer is not None and trainer.is_global_zero:
             _say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
         raise SystemExit(exit_code(number)) from stop
     finally:
         if failed and wandb is not None:
             wandb.finish(failed=True)
-        if failed and (trainer is None or not trainer.fit_loop.epoch_progress.total.ready):
-            run.discard()  # nothing was trained
-        run.close()
+        if run is not None:
+            if failed and (trainer is None or not trainer.fit_loop.epoch_progress.total.ready):
+                run.discard()  # nothing was trained
+            run.close()
+
+
+def _write_origin(run: RunDirectory, cli: RecCLI, data: RecDataModule, wandb: SafeWandbLogger | None) -> None:
+    """Write what a run starts from; when the last file is there, all are."""
+    from llmrs_lightning.data.splits import save_parts
+
+    run.write_text(CONFIG, cli.resolved())
+    save_parts(data.parts, run.path / SPLIT)
+    own = {} if wandb is None else {"wandb_id": wandb.version}
+    seed = int(cli.config["seed_everything"])
+    run.write_json(ENVIRONMENT, environment(seed=seed, fingerprints=data.fingerprints, **own))
+
+
+def _summary(
+    module: JointRecommender, best_epoch: int, best: BestEpoch, seconds: Mapping[str, float], meter: CostMeter
+) -> dict[str, Any]:
+    return {
+        "monitor": {
+            "metric": module.monitor,
+            "best_epoch": best_epoch,
+            "best_value": float(cast(torch.Tensor, best.best_model_score))
+            * (-1 if module.monitor in LOWER_IS_BETTER else 1),  # callbacks follow what rises
+        },
+        "epochs": module.trainer.current_epoch,
+        "seconds": seconds,
+        "cost": {f"{name}_seconds": spent for name, spent in seconds.items()} | meter.report(),
+        "parameters": sum(p.numel() for p in module.parameters()),
+        "fusion_weights": module.fusion.summary() if len(module.members) > 1 else {},
+        "test": module.results["test"],
+    }
 
 
 def _where_from(resumed: RunDirectory | None, checkpoint: Path | None) -> str:

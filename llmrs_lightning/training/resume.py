@@ -60,14 +60,18 @@ def find(word: str, args: Sequence[str]) -> tuple[RecCLI, RunDirectory | None, P
             fix=f"look at it with `llmrs test --run {run.path}`, or train another one without --resume",
         )
     run.hold()
-    for left in run.path.rglob(f".*{PART}"):  # by a process that was killed while it wrote
-        left.unlink()
-    saved = run.saved("last")
-    checkpoint = newest(saved) if saved else None
-    own = ["--config", str(run.path / CONFIG)]
-    if word != AUTO and args:
-        _check_options(_resolved(own), _resolved([*own, *args]), run)
-    return build([*own, *args]), run, checkpoint  # last, since it seeds the generators
+    try:
+        for left in run.path.rglob(f".*{PART}"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        saved = run.saved("last")
+        checkpoint = newest(saved) if saved else None
+        own = ["--config", str(run.path / CONFIG)]
+        if word != AUTO and args:
+            _check_options(_resolved(own), _resolved([*own, *args]), run)
+        return build([*own, *args]), run, checkpoint  # last, since it seeds the generators
+    except BaseException:
+        run.close()
+        raise
 
 
 def _unfinished(args: Sequence[str]) -> RunDirectory | None:

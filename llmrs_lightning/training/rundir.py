@@ -93,7 +93,7 @@ class RunDirectory:
         Raises:
             DataError: If another process holds it.
         """
-        if fcntl is not None and not _rank():
+        if fcntl is not None and self._held is None and not _rank():
             file = (self.path / _HELD).open("w")
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -92,6 +92,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_finds_the_disk_full_leaves_the_one_before(
     config: Path, tmp_path: Path, small_disk: Path
 ) -> None:

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +66,7 @@ def states(path: Path) -> list[str]:
         (JointRecommender, "validation_step", 2, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(JointRecommender, "on_train_epoch_start", 2, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(CheckedIO, "save_checkpoint", 4, ["last-step2.ckpt", "last-step4.ckpt"]),
-        (JointRecommender, "training_step", 8, ["last-step5.ckpt", "last-step6.ckpt"]),
+        slow(JointRecommender, "training_step", 8, ["last-step5.ckpt", "last-step6.ckpt"]),
         (commands, "_write_tables", 1, ["last-step10.ckpt", "last-step8.ckpt"]),
     ],
     ids=[
@@ -165,7 +167,7 @@ def signalled(
     ("number", "code", "workers"),
     [
         (signal.SIGTERM, 143, 0),
-        (signal.SIGUSR1, 138, 0),
+        slow(signal.SIGUSR1, 138, 0),
         slow(signal.SIGTERM, 143, 2),
         slow(signal.SIGUSR1, 138, 2),
     ],
@@ -318,3 +320,37 @@ def test_a_run_killed_at_random_moments_ends_the_same(tiny_bert: str, tmp_path: 
         if kills >= 20:
             return
     pytest.fail(f"only {kills} kills")
+
+
+@pytest.mark.slow
+def test_two_processes_that_were_stopped_go_on(tiny_bert: str, tmp_path: Path) -> None:
+    """Dropout draws from each process's own generator, so the states of both are needed."""
+    options = {"trainer__devices": 2, "trainer__strategy": "ddp", "trainer__max_epochs": 2}
+    config = write_config(tiny_bert, tmp_path, run__checkpoint_every=3, **options)
+    whole, path = tmp_path / "runs" / "killed" / "whole", tmp_path / "runs" / "killed" / "one"
+
+    def fit(*words: object, stop_at: int = 0, number: int = signal.SIGKILL) -> tuple[int, str]:
+        """Fit in two processes; send a signal once a state is saved, SIGTERM to the first one alone."""
+        command = [sys.executable, "-m", "llmrs_lightning", "fit", *map(str, words)]
+        with (tmp_path / "output").open("w") as output:
+            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            while stop_at and not (path / "checkpoints" / f"last-step{stop_at}.ckpt").exists():
+                assert process.poll() is None, (tmp_path / "output").read_text()
+                time.sleep(0.01)
+            if stop_at:
+                (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+            return process.wait(), (tmp_path / "output").read_text()
+
+    assert fit("--config", config, "--run.id", "whole")[0] == 0
+    assert fit("--config", config, "--run.id", "one", stop_at=12)[0] == -9
+    code, said = fit("--resume", path, stop_at=27, number=signal.SIGTERM)
+    assert code == 143, said
+    code, said = fit("--resume", path)
+    assert code == 0, said
+    assert "goes on from" in said
+    left, expected = left_by(path), left_by(whole)
+    for name, value in expected["metrics"]["test"]["fused"].items():
+        assert left["metrics"]["test"]["fused"][name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
+    for row, of_whole in zip(left["curves"][1:], expected["curves"][1:], strict=True):
+        numbers = [[float(value or 0) for value in line.split(",")] for line in (row, of_whole)]
+        assert numbers[0] == pytest.approx(numbers[1], abs=1e-6, nan_ok=True)
