@@ -23,7 +23,7 @@ class StopEarly(EarlyStopping):
     """
 
     def __init__(self, patience: int) -> None:
-        super().__init__(MONITOR, patience=patience, mode="max")
+        super().__init__(MONITOR, patience=patience, mode="max", check_on_train_epoch_end=False)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the metric, unless the language model still rests."""

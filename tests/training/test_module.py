@@ -28,6 +28,7 @@ from llmrs_lightning.features import BehaviourFeatures
 from llmrs_lightning.fusion import WeightedAverage
 from llmrs_lightning.scorers import AttentionScorer, DNNScorer, MFScorer, SemanticScorer
 from llmrs_lightning.scorers.events import EventOptions
+from llmrs_lightning.training.callbacks import StopEarly
 from llmrs_lightning.training.evaluation import MONITOR
 from llmrs_lightning.training.losses import BinaryCrossEntropy, OrderedLogit, Truth
 from llmrs_lightning.training.module import JointRecommender
@@ -144,6 +145,17 @@ def test_frozen_training_equals_live_encoding_with_frozen_weights(tiny_bert: str
     module.frozen_epochs = 0
     live = module(batch)[1]
     torch.testing.assert_close(cached, live, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("frozen_epochs", "epochs"), [(0, 2), (3, 5)])
+def test_patience_counts_from_the_first_epoch_in_which_the_language_model_learns(
+    tiny_bert: str, tmp_path: Path, frozen_epochs: int, epochs: int
+) -> None:
+    still = Optimization(learning_rate=0, encoder_learning_rate=0)  # nothing ever rises
+    module, data = built(tiny_bert, frozen_epochs=frozen_epochs, optimizer=still, ranking=False)
+    running = trainer(tmp_path, max_epochs=8, limit_train_batches=1, callbacks=[StopEarly(patience=1)])
+    running.fit(module, data)
+    assert running.current_epoch == epochs
 
 
 def test_evaluation_never_uses_vectors_of_older_weights(tiny_bert: str, tmp_path: Path) -> None:
