@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,8 @@ def test_trials_run_and_their_codes_come_back(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_job_can_be_cancelled(tmp_path: Path) -> None:
+    # which comes as SIGINT, and what a shell runs in its background ignores that, with all that it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     trial = script(tmp_path, "import time; print('on', flush=True); time.sleep(3600)")
     job = SlurmLauncher(tmp_path, LOCAL).start(trial, 0)
     until(lambda: "on" in trial.log.read_text())
