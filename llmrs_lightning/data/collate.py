@@ -173,18 +173,19 @@ class Horizon:
             batch.past = PastBatch.of(look(position, time, self.limit))
         return batch
 
-    def text_numbers(self, name: SideName, position: Ids, time: Ids) -> Ids | None:
+    def text_numbers(self, name: SideName, position: Ids, time: Ids | None = None) -> Ids | None:
         """Return the number in the token store of each one's text at a moment, (B,); None where there is no text.
 
         Args:
             name: Which side.
             position: (B,) positions in the table.
-            time: (B,) seconds.
+            time: (B,) seconds; None for `now`.
         """
         if self.texts is None:
             return None
         timeline = self.texts.user if name == "user" else self.texts.item
-        return None if timeline is None else timeline.at(position, time)
+        moment = np.full(len(position), self.now) if time is None else time
+        return None if timeline is None else timeline.at(position, moment)
 
     def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:
         if self.augmentation is None or self.texts is None or not self.texts.without.size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.training.checkpoint import sha256_of
 
 MANIFEST, CONFIG, WEIGHTS, METRICS, CARD = (
     "manifest.json",
@@ -75,7 +75,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write the manifest: `facts`, and sizes and hashes of all files but the model card, which may be edited."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {
-        name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for name, path in paths.items()
         if name not in (CARD, MANIFEST)
     }
@@ -134,7 +134,7 @@ def _check_kinds(folder: Path, names: list[str]) -> None:
 
 def _check_file(path: Path, written: Mapping[str, Any]) -> None:
     size = path.stat().st_size if path.is_file() else None
-    if size == written["bytes"] and _hash(path) == written["sha256"]:
+    if size == written["bytes"] and sha256_of(path) == written["sha256"]:
         return
     raise DataError(
         "a file of the export is missing" if size is None else "a file of the export is damaged",
@@ -143,11 +143,6 @@ def _check_file(path: Path, written: Mapping[str, Any]) -> None:
         allowed=f"the {written['bytes']:,} bytes that were written",
         fix=_AGAIN,
     )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _writer(manifest: Mapping[str, Any]) -> str:

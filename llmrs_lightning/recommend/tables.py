@@ -14,12 +14,11 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from llmrs_lightning.data.datamodule import RecDataModule
-from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.schema import PARTS, hash_array
 from llmrs_lightning.data.text import TextTemplate
 from llmrs_lightning.recommend.folder import TABLES
+from llmrs_lightning.training.module import SIDES
 
-SIDES: tuple[SideName, SideName] = ("user", "item")
 _ROWS = 1 << 16
 
 
@@ -83,7 +82,7 @@ def inputs(data: RecDataModule) -> dict[str, str]:
     if horizon.texts is None:
         return found
     for side, size in zip(SIDES, (len(data.data.users), len(data.data.items)), strict=True):
-        numbers = horizon.text_numbers(side, np.arange(size), np.full(size, horizon.now))
+        numbers = horizon.text_numbers(side, np.arange(size))
         if numbers is not None:
             for start in range(0, size, _ROWS):
                 tokens, mask = horizon.texts.store.padded(numbers[start : start + _ROWS])

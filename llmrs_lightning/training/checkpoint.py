@@ -36,7 +36,7 @@ class CheckedIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
                 torch.save(checkpoint, temporary)
-                digest = _digest(temporary)
+                digest = sha256_of(temporary)
                 checksum_of(path).unlink(missing_ok=True)  # that of the file which is replaced
             with replacing(checksum_of(path)) as temporary:
                 temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
@@ -93,7 +93,7 @@ def damage(path: Path) -> str:
     """Say what is wrong with the file of a checkpoint; nothing if it is whole."""
     try:
         if checksum_of(path).exists():
-            recorded, found = checksum_of(path).read_text(encoding="utf-8").split()[:1], _digest(path)
+            recorded, found = checksum_of(path).read_text(encoding="utf-8").split()[:1], sha256_of(path)
             return "" if recorded == [found] else f"not the file of which {checksum_of(path).name} tells"
         with zipfile.ZipFile(path) as file:
             part = file.testzip()
@@ -102,6 +102,7 @@ def damage(path: Path) -> str:
         return str(error)
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -308,7 +308,7 @@ class JointRecommender(pl.LightningModule):
         assert horizon.texts is not None
         for side, timeline in zip(SIDES, (horizon.texts.user, horizon.texts.item), strict=True):
             if timeline is not None:
-                self._vectors.pooled(side, torch.from_numpy(np.unique(timeline.number)).to(self.device))
+                self._share(side, timeline.number)
 
     def _fit_members(self, data: RecDataModule) -> None:
         """Fit the members that are fitted to the training pairs, unless a checkpoint brought them along."""
@@ -366,9 +366,8 @@ class JointRecommender(pl.LightningModule):
         # an untrained model knows no hard items
         every = negatives.every if isinstance(negatives, HardNegatives) else 0
         hard = bool(every and self.current_epoch and self.current_epoch % every == 0)
-        if hard or not self.encoder_learns:
-            self._share_texts(data, "train")
         if hard and isinstance(negatives, HardNegatives):
+            self._share_texts(data, "train")
             part = self.trainer.global_rank, self.trainer.world_size
             with evaluating(self):
                 negatives.refresh(lambda users: self._score_all(data, users), part, self._over_processes)
@@ -377,15 +376,19 @@ class JointRecommender(pl.LightningModule):
         """Part among processes the encoding of everyone's texts, and of those that `rows` have at their moments."""
         if self.encoder is None or self.trainer.world_size == 1:
             return
-        part, horizon = (self.trainer.global_rank, self.trainer.world_size), data.horizon(stage)
+        horizon = data.horizon(stage)
         for side, size in zip(SIDES, (len(data.data.users), len(data.data.items)), strict=True):
-            found = [horizon.text_numbers(side, np.arange(size), np.full(size, horizon.now))]
+            found = [horizon.text_numbers(side, np.arange(size))]
             if rows is not None:
                 found.append(horizon.text_numbers(side, getattr(rows, side), rows.time))
             numbers = [ids for ids in found if ids is not None]
             if numbers:
-                distinct = torch.from_numpy(np.unique(np.concatenate(numbers))).to(self.device)
-                self._vectors.share(side, distinct, part, self._reduced)
+                self._share(side, np.concatenate(numbers))
+
+    def _share(self, side: SideName, numbers: Ids) -> None:
+        """Part among processes the encoding of the texts with these numbers."""
+        part, distinct = (self.trainer.global_rank, self.trainer.world_size), torch.from_numpy(np.unique(numbers))
+        self._vectors.share(side, distinct.to(self.device), part, self._reduced)
 
     @torch.no_grad()
     def _score_all(self, data: RecDataModule, users: Ids) -> Tensor:
