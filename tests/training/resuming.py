@@ -122,5 +122,10 @@ def left_by(run: Path) -> dict[str, Any]:
         "curves": (run / "logs" / "metrics.csv").read_text().splitlines(),
         "weights": {name: value.numpy().tobytes() for name, value in weights.items()},
         "predictions": (run / "predictions.parquet").read_bytes(),
-        "files": {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and p.parent.name != "checkpoints"},
+        "files": {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and not ignored(p)},
     }
+
+
+def ignored(path: Path) -> bool:
+    """Whether a file may be there or not: checkpoints, and the lock of a run that was killed when it had finished."""
+    return path.parent.name == "checkpoints" or path.name == ".held"
