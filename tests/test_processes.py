@@ -110,14 +110,17 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "negatives",
+    ("negatives", "distinct_texts"),
     [
-        {"class_path": "HardNegatives", "init_args": {"ratio": 1, "pool": 5}},
-        {"class_path": "BatchNegatives", "init_args": {"correct": True}},
+        ({"class_path": "HardNegatives", "init_args": {"ratio": 1, "pool": 5}}, "global"),
+        ({"class_path": "BatchNegatives", "init_args": {"correct": True}}, "global"),
+        ({"class_path": "BatchNegatives", "init_args": {"correct": True}}, "per_rank"),
     ],
-    ids=["hard", "batch"],
+    ids=["hard, global", "batch, global", "batch, per rank"],
 )
-def test_processes_train_the_weights_of_one(tiny_bert: str, tmp_path: Path, negatives: dict[str, Any]) -> None:
+def test_processes_train_the_weights_of_one(
+    tiny_bert: str, tmp_path: Path, negatives: dict[str, Any], distinct_texts: str
+) -> None:
     """Without dropout the only randomness is in the batches, which are the same; what is left is rounding."""
     scorers = {
         "dnn": {"class_path": "DNNScorer", "init_args": {"dropout": 0}},
@@ -149,6 +152,7 @@ def test_processes_train_the_weights_of_one(tiny_bert: str, tmp_path: Path, nega
             "history": 5,
             "max_length": 40,
             "negatives": negatives,
+            "distinct_texts": distinct_texts,
             "batch_size": 30,
             "num_workers": 1,
         },

@@ -61,8 +61,10 @@ class SideBatch(Movable):
         position: (B,) position in the table, -1 for an unknown one.
         text: (B,) index into `text_ids` and `texts`; None where there is no text.
         text_ids: (U,) numbers of the batch's distinct texts in the token store.
-        texts: Each distinct text once.
+        texts: Each distinct text once; of several processes that part them, those of `own`.
         past: What users did before; None for items, and where no history is asked for.
+        processes: How many processes part the texts: each takes one of so many pieces of `text_ids`, of one length but
+            for one text, one behind the other.
     """
 
     position: Tensor
@@ -70,9 +72,15 @@ class SideBatch(Movable):
     text_ids: Tensor | None = None
     texts: TextBatch | None = None
     past: PastBatch | None = None
+    processes: int = 1
 
     def __len__(self) -> int:
         return len(self.position)
+
+    def own(self, rank: int) -> Tensor:
+        """Return the numbers of the texts that process `rank` encodes, (u,)."""
+        assert self.text_ids is not None
+        return self.text_ids.tensor_split(self.processes)[rank]
 
 
 @dataclass
@@ -148,6 +156,8 @@ class Horizon:
         time: Ids | None = None,
         draw: tuple[int, ...] = (),
         tokens: bool = True,
+        shared: Ids | None = None,
+        part: tuple[int, int] = (0, 1),
     ) -> SideBatch:
         """Look up what is known of users (or items).
 
@@ -157,6 +167,8 @@ class Horizon:
             time: (B,) seconds; None for `now`.
             draw: Seeds of the augmentation.
             tokens: Whether to give the tokens of the texts beside their numbers.
+            shared: Numbers of the texts that the batch has over all processes, which part them; None for none.
+            part: This process, and the number of processes.
         """
         batch = SideBatch(torch.from_numpy(position))
         if time is None:
@@ -164,14 +176,24 @@ class Horizon:
         text = self.text_numbers(name, position, time)
         if self.texts is not None and text is not None:
             ids, index = numbered(text)
+            if shared is not None:
+                batch.processes = part[1]
+                ids = self._dealt(shared, part[1])
+                order = np.argsort(ids)
+                index = order[np.searchsorted(ids[order], text)]
             batch.text, batch.text_ids = torch.from_numpy(index), torch.from_numpy(ids)
             if tokens:
-                varied = self._without_a_field(ids, draw)
+                varied = self._without_a_field(batch.own(part[0]).numpy() if shared is not None else ids, draw)
                 batch.texts = self.texts.store.batch(varied, augmentation=self.augmentation, seeds=draw)
         if self.history is not None and name == "user":
-            look = self.history.around if self.around else self.history.before
-            batch.past = PastBatch.of(look(position, time, self.limit))
+            batch.past = self.past(position, time)
         return batch
+
+    def past(self, user: Ids, time: Ids) -> PastBatch:
+        """Look up what users at `user` (B,) did before, or around, their moments `time` (B,)."""
+        assert self.history is not None
+        look = self.history.around if self.around else self.history.before
+        return PastBatch.of(look(user, time, self.limit))
 
     def text_numbers(self, name: SideName, position: Ids, time: Ids | None = None) -> Ids | None:
         """Return the number in the token store of each one's text at a moment, (B,); None where there is no text.
@@ -186,6 +208,14 @@ class Horizon:
         timeline = self.texts.user if name == "user" else self.texts.item
         moment = np.full(len(position), self.now) if time is None else time
         return None if timeline is None else timeline.at(position, moment)
+
+    def _dealt(self, numbers: Ids, processes: int) -> Ids:
+        """Return distinct texts, (U,), such that pieces of one length have nearly as many tokens."""
+        assert self.texts is not None
+        distinct, _ = numbered(numbers)
+        ordered = distinct[np.argsort(self.texts.store.lengths[distinct], kind="stable")]
+        piece = np.arange(len(ordered)) % processes
+        return ordered[np.argsort(piece, kind="stable")]
 
     def _without_a_field(self, ids: Ids, draw: tuple[int, ...]) -> Ids:
         if self.augmentation is None or self.texts is None or not self.texts.without.size:
@@ -202,10 +232,18 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
         pairs: The pairs.
         horizon: What their users may have seen.
         negatives: Draws pairs into each batch, built for `pairs`, and says which rows make an epoch; None for none.
+        share_texts: Whether processes part the distinct texts of a batch, rather than each take those of its rows.
     """
 
-    def __init__(self, pairs: Pairs, horizon: Horizon | None = None, negatives: Negatives | None = None) -> None:
+    def __init__(
+        self,
+        pairs: Pairs,
+        horizon: Horizon | None = None,
+        negatives: Negatives | None = None,
+        share_texts: bool = False,
+    ) -> None:
         self.pairs, self.horizon, self.negatives = pairs, horizon or Horizon(), negatives
+        self.share_texts = share_texts
         self.visited = None if negatives is None else negatives.visited()
 
     def __len__(self) -> int:
@@ -216,10 +254,12 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
         whole = key.rows if self.visited is None else self.visited[key.rows]
         rows = key.mine(whole)
         pairs, source, log_q = self.pairs.take(rows), np.arange(len(rows)), None
-        user = self.horizon.side("user", pairs.user, pairs.time, key.draw)
+        everyone = self.pairs.take(whole)
+        drawn = None if self.negatives is None else self.negatives.draw(everyone, whole, key.draw)
+        shared = self._texts(everyone, None if drawn is None else drawn.pairs) if key.part[1] > 1 else {}
+        user = self.horizon.side("user", pairs.user, pairs.time, key.draw, shared=shared.get("user"), part=key.part)
         global_rows = len(whole)
-        if self.negatives is not None:
-            drawn = self.negatives.draw(self.pairs.take(whole), whole, key.draw)
+        if self.negatives is not None and drawn is not None:
             global_rows += len(drawn.source)
             place = key.mine(np.arange(len(whole)))
             first = int(place[0]) if len(place) else 0
@@ -235,10 +275,26 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
         return RecBatch(
             torch.from_numpy(rows),
             user,
-            self.horizon.side("item", item, time, key.draw),
+            self.horizon.side("item", item, time, key.draw, shared=shared.get("item"), part=key.part),
             torch.from_numpy(pairs.label),
             torch.from_numpy(pairs.rating),
             torch.from_numpy(source),
             log_q,
             global_rows,
         )
+
+    def _texts(self, pairs: Pairs, drawn: Pairs | None) -> dict[SideName, Ids]:
+        """Return the numbers of all texts of a whole batch, if processes are to part them."""
+        if not self.share_texts:
+            return {}
+        items, times = [pairs.item], [pairs.time]
+        if drawn is not None:
+            items, times = [*items, drawn.item], [*times, drawn.time]
+        if self.horizon.history is not None:
+            past = self.horizon.past(pairs.user, pairs.time).items.numpy()
+            items, times = [*items, past], [*times, np.full(len(past), ALWAYS)]
+        numbers: dict[SideName, Ids | None] = {
+            "user": self.horizon.text_numbers("user", pairs.user, pairs.time),
+            "item": self.horizon.text_numbers("item", np.concatenate(items), np.concatenate(times)),
+        }
+        return {side: found for side, found in numbers.items() if found is not None}

@@ -72,6 +72,9 @@ class RecDataModule(pl.LightningDataModule):
         history_window: `past` are the events before a row. `around` are the nearest events before and after it, of the
             parts that it may see: for splits without an order in time, whose test rows have later training rows.
         augmentation: Varies the texts of training batches; null for none.
+        distinct_texts: Over which rows of a training batch a text is encoded once: `global` are those of all processes,
+            which part the texts and gather the vectors; `per_rank` are those of each process. Gradients are the same.
+            Scorers that read tokens need `per_rank`, and get it.
         num_workers: Worker processes of each loader.
         seed: Seed of batch order and negatives; the command line takes `seed_everything` for null.
         cache_dir: Where tokens are kept; null for $LLMRS_CACHE or ~/.cache/llmrs_lightning.
@@ -96,6 +99,7 @@ class RecDataModule(pl.LightningDataModule):
         history: int = 0,
         history_window: Literal["past", "around"] = "past",
         augmentation: TextAugmentation | None = None,
+        distinct_texts: Literal["global", "per_rank"] = "global",
         num_workers: int = 0,
         seed: int | None = None,
         cache_dir: str | None = None,
@@ -131,7 +135,8 @@ class RecDataModule(pl.LightningDataModule):
         self.user_past, self.item_past, self.history = user_past, item_past, history
         self.candidates, self.negatives, self.augmentation = candidates, negatives, augmentation
         self.num_workers, self.seed = num_workers, seed or 0
-        self.ranking = True
+        self.distinct_texts = distinct_texts
+        self.ranking = self.gathers_texts = True
         self.tested: Literal["fusion", "test"] = "test"  # the part that the test loaders serve
         self.done = (0, 0)  # epochs, and batches of the one after them, that are not to be trained again
         self._ready = False
@@ -274,7 +279,12 @@ class RecDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[RecBatch]:
         """Return batches of training pairs."""
         train = self.spec.train
-        dataset = PairDataset(train, replace(self.horizon("train"), augmentation=self.augmentation), self.negatives)
+        dataset = PairDataset(
+            train,
+            replace(self.horizon("train"), augmentation=self.augmentation),
+            self.negatives,
+            share_texts=self.distinct_texts == "global" and self.gathers_texts,
+        )
         order: BatchOrder
         if self.sampler == "blocks":
             visited = train if dataset.visited is None else train.take(dataset.visited)

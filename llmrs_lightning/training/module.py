@@ -22,6 +22,7 @@ from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders.gather import gathered
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
@@ -124,6 +125,8 @@ class JointRecommender(pl.LightningModule):
         """Take the sizes of the data from the data module."""
         data = self._data
         data.ranking = self.ranking
+        learns = self.encoder is not None and not isinstance(self.encoder.tuning, Frozen)
+        data.gathers_texts = learns and not self.needs_tokens
         data.setup(stage)
         check_negatives(self.loss, data.negatives)
         self.spec = data.spec
@@ -229,8 +232,11 @@ class JointRecommender(pl.LightningModule):
             return None
         if batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
             assert batch.texts is not None
-            below = None if batch.text_ids is None else self._states(side, batch.text_ids, batch.texts)
+            own = None if batch.text_ids is None else batch.own(self.trainer.global_rank if batch.processes > 1 else 0)
+            below = None if own is None else self._states(side, own, batch.texts)
             vectors = self.encoder(batch.texts, side, below)
+            if batch.processes > 1 and batch.text_ids is not None:
+                vectors = gathered(vectors, len(batch.text_ids))
         else:
             vectors = self._vectors(side, batch.text_ids)
         return cast(Tensor, vectors[batch.text])
