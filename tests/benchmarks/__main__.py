@@ -42,7 +42,6 @@ def main(args: list[str] | None = None) -> None:
     unknown = set(options.names) - set(SECTIONS)
     if unknown:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
-    _quiet()
     torch.set_num_threads(options.threads)
     tables: list[Table] = []
     before = machine()
@@ -66,4 +65,5 @@ def _quiet() -> None:
 
 
 if __name__ == "__main__":
+    _quiet()
     main()

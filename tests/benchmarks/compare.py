@@ -1,4 +1,4 @@
-"""Whole steps of a plain loop, of sentence-transformers, of this framework and of the language model alone, interleaved."""
+"""Whole training steps of several ways, interleaved, and the language model alone on the same texts."""
 
 from __future__ import annotations
 

@@ -50,8 +50,9 @@ class Ranked:
 
     def __init__(self, users: int, items: int) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.scorer = DNNScorer([128, 64]).eval()
+        self.scorer = DNNScorer([128, 64])
         self.scorer.build(*(SideSizes(n, WIDTH, 0, (WIDTH,)) for n in (users, items)), 1)
+        self.scorer.eval()
         self.users, self.items = (
             Side(torch.arange(n) + 1, torch.randn(n, WIDTH, generator=generator)) for n in (users, items)
         )

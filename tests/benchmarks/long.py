@@ -11,9 +11,9 @@ def long(
     rounds: int = 3,
     pretrained: str = "all-MiniLM-L6-v2",
     tokens: int = 200,
-    texts: int = 200,
-    rows: int = 5_000,
-    batch: int = 256,
+    texts: int = 60,
+    rows: int = 600,
+    batch: int = 64,
     per_pair: int = 8,
 ) -> list[Table]:
     """Measure a plain loop, random batches and blocks; three rounds at most, since steps are long.

@@ -1,4 +1,4 @@
-"""Peak resident memory of a training step of many rows, with and without `encode_chunk`, each in a process of its own."""
+"""Peak memory of a training step of many rows, with and without `encode_chunk`, each in a process of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
+import pytorch_lightning as pl
 import torch
 
 from llmrs_lightning.training.cost import peak_memory
@@ -15,7 +17,7 @@ from llmrs_lightning.training.cost import peak_memory
 from .report import Table
 from .steps import Framework, tokens
 from .synthetic import config
-from .timing import short
+from .timing import Clock, short
 from .training import BASE
 
 CHUNK = "--model.encoder.init_args.encode_chunk"
@@ -27,7 +29,7 @@ def memory(
     base: Sequence[str] = BASE,
     pretrained: str = "all-MiniLM-L6-v2",
     rows: int = 65_536,
-    chunk: int = 16_384,
+    chunk: int = 4_096,
     texts: Sequence[int] = (2_000, 8_000),
     limit: float = 4.0,
 ) -> list[Table]:
@@ -91,20 +93,28 @@ def _in_process(options: Sequence[str], folder: str) -> dict[str, float]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+class Keep(pl.Callback):
+    """Keeps the batch."""
+
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        """Keep it."""
+        self.batch = args[3]
+
+
 def main(threads: str, folder: str, *options: str) -> None:
     """Take one step and print what it took."""
     torch.set_num_threads(int(threads))
-    from .timing import Clock
-
     framework = Framework(options, folder)
     before = peak_memory()
+    kept = Keep()
     with Clock() as clock:
-        framework.step()
-    batch = framework.batch
+        framework.fit(
+            kept, max_steps=1
+        )  # in this thread: those of others have heaps of their own, which fill less well
+    batch = kept.batch
     count = sum(len(ids) for side in (batch.user, batch.item) for ids in side.texts.input_ids)
     answer = {"before": before, "peak": peak_memory(), "seconds": clock.seconds, "texts": count}
     print(json.dumps(answer | {"tokens": tokens(batch)[0]}), flush=True)
-    framework.turns.end()
 
 
 if __name__ == "__main__":

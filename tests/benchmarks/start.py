@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .report import Table
-from .timing import Ratio, short
+from .timing import Ratio
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 _LIMIT = 10.0

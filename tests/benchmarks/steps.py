@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.loggers import CSVLogger
 from pytorch_lightning.profilers import SimpleProfiler
 
@@ -34,27 +35,32 @@ class Framework:
     """
 
     def __init__(self, options: Sequence[str], folder: str) -> None:
-        cli = build(options)
-        self.module, self.data = prepare(cli)
+        self._cli, self._folder = build(options), folder
+        self.module, self.data = prepare(self._cli)
         self.profiler = Silent()
         self.way: Way | None = None
 
-        def train(turns: Turns) -> None:
-            self.waits = LightningTurns(turns)
-            trainer = cli.make_trainer(
-                accelerator="cpu",
-                max_epochs=10_000,
-                limit_val_batches=0,
-                logger=[CSVLogger(folder)],
-                callbacks=[CostMeter(), self.waits],
-                profiler=self.profiler,
-                enable_progress_bar=False,
-                enable_checkpointing=False,
-                default_root_dir=folder,
-            )
-            trainer.fit(self.module, self.data)
+        self.turns = Turns(self._train)
 
-        self.turns = Turns(train)
+    def _train(self, turns: Turns) -> None:
+        self.waits = LightningTurns(turns)
+        self.fit(self.waits)
+
+    def fit(self, *callbacks: pl.Callback, max_steps: int = -1) -> None:
+        """Train in this thread, until a callback or `max_steps` ends it."""
+        trainer = self._cli.make_trainer(
+            accelerator="cpu",
+            max_epochs=10_000,
+            max_steps=max_steps,
+            limit_val_batches=0,
+            logger=[CSVLogger(self._folder)],
+            callbacks=[CostMeter(), *callbacks],
+            profiler=self.profiler,
+            enable_progress_bar=False,
+            enable_checkpointing=False,
+            default_root_dir=self._folder,
+        )
+        trainer.fit(self.module, self.data)
 
     def step(self) -> int:
         """Take a step; returns its rows."""

@@ -15,7 +15,7 @@ from llmrs_lightning.data.sources import Source
 from llmrs_lightning.pretrained import load_tokenizer
 
 #: each is one token of BERT's vocabulary
-WORDS = "garden music travel coffee books winter river city paper stone morning bread".split()
+WORDS = ("garden", "music", "travel", "coffee", "books", "winter", "river", "city", "paper", "stone", "morning")
 SPECIAL = 2  # tokens around a text
 
 

@@ -1,4 +1,4 @@
-"""Trainings in threads of their own that go on one step at a time, so that whole steps of several can be interleaved."""
+"""Trainings that go on one step at a time, so that whole steps of several can be interleaved."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Turns:
         torch.set_num_threads(self._threads)  # a setting of each thread
         self._go.acquire()
         try:
-            train(self)
+            if not self._ends:
+                train(self)
         except BaseException as error:
             self._error = error
         finally:
@@ -40,6 +41,8 @@ class Turns:
 
     def wait(self) -> bool:
         """Wait for the next turn, in the thread of the training; returns whether there is none any more."""
+        if self._ends:
+            return True
         self._done.release()
         self._go.acquire()
         return self._ends
