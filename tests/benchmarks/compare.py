@@ -89,7 +89,7 @@ def compare(
         for turns in [*trainings.values(), *(framework.turns for framework in ours.values())]:
             turns.end()
     loader = {name: framework.loader_share() for name, framework in ours.items()}
-    result = Comparison(Table(title, HEADINGS), {way.name: way for way in ways}, alone, loader)
+    result = Comparison(Table(f"{title}; {rounds} rounds", HEADINGS), {way.name: way for way in ways}, alone, loader)
     for way in ways:
         cells = [way.name, short(way.rate), str(result.ratio(way.name)), short(median(way.seconds))]
         if way.name in ours:
