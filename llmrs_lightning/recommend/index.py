@@ -32,8 +32,8 @@ _Matrix = NDArray[np.float32]
 class CandidateIndex:
     """Vectors of users and items whose product comes near the fused score, and an index over those of the items.
 
-    A user's vector is linear in the exact scores of some items, the anchors. So it works for any members, any fusion and
-    new users; and where the score is a product of vectors of fewer columns, as of `MFScorer`, it is met but for
+    A user's vector is linear in the exact scores of some items, the anchors. So it works for any members, any fusion
+    and new users; and where the score is a product of vectors of fewer columns, as of `MFScorer`, it is met but for
     rounding. Source: Yadav et al., 2022, Efficient Nearest Neighbor Search for Cross-Encoder Models using Matrix
     Factorization; here by least squares over a sample of users, cut to the largest singular values.
 
@@ -168,8 +168,8 @@ def _centred(scores: Tensor) -> tuple[Tensor, Tensor]:
 def _factors(squares: NDArray[np.float64], products: _Matrix, size: int) -> tuple[_Matrix, _Matrix, float]:
     """Solve for the map of users (A + 1, R) and the vectors of items (N, R) whose product is nearest to the scores.
 
-    With L L' = X'X for inputs X of the sample and Y its scores, the least squares of rank R are X L'^-1 Q Q' L^-1 X'Y, Q
-    being the R first left singular vectors of L^-1 X'Y.
+    With L L' = X'X for inputs X of the sample and Y its scores, the least squares of rank R are X L'^-1 Q Q' L^-1 X'Y,
+    Q being the R first left singular vectors of L^-1 X'Y (Izenman, 1975, reduced-rank regression).
 
     Args:
         squares: X'X, (A + 1, A + 1).
@@ -179,7 +179,7 @@ def _factors(squares: NDArray[np.float64], products: _Matrix, size: int) -> tupl
     Returns:
         Both, and the sum of squares of their products over the sample.
     """
-    ridge = _RIDGE * max(float(squares.diagonal()[:-1].mean()), np.finfo(np.float32).tiny)
+    ridge = _RIDGE * (float(squares.diagonal()[:-1].mean()) or 1.0)
     inverse = np.linalg.inv(np.linalg.cholesky(squares + ridge * np.eye(len(squares))))
     turned = inverse.astype(np.float32) @ products
     values, basis = np.linalg.eigh((turned @ turned.T).astype(np.float64))

@@ -92,7 +92,7 @@ class ItemStore:
         _check_prints(folder, manifest.get("fingerprints"), prints)
         STORE.check(folder, manifest["files"])
         try:
-            items = {name: _load(folder / f"items.{name}.npy", device) for name in manifest["items"]}
+            items: dict[str, Any] = {name: _load(folder / f"items.{name}.npy", device) for name in manifest["items"]}
             prepared = {
                 name: tuple(_load(folder / f"member.{place}.{number}.npy", device) for number in range(parts))
                 for place, (name, parts) in enumerate(manifest["members"].items())

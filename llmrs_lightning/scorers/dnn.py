@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -14,7 +15,12 @@ from llmrs_lightning.scorers.base import Scorer
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
 _CACHED = 2**18  # values of a layer that stay near a processor: 1 MiB
-_ACTIVATIONS = {"relu": partial(nn.ReLU, inplace=True), "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 class DNNScorer(Scorer):
@@ -73,7 +79,7 @@ class DNNScorer(Scorer):
         """Score a few users with all items, (U, N, C); on a CPU a few items at a time, which is twice as fast."""
         user, items = self._user_part(users).unsqueeze(1), prepared[0]
         size = _CACHED // max(len(user) * max(self.hidden_sizes), 1) if user.device.type == "cpu" else items.shape[-2]
-        return torch.cat([self.rest(user + part) for part in items.split(max(size, 1), -2)], 1)
+        return torch.cat([self.rest(user + part) for part in torch.split(items, max(size, 1), -2)], 1)
 
     def grid_width(self, items: Side) -> int:
         """Return N times the widest hidden layer."""
