@@ -270,15 +270,19 @@ class JointRecommender(pl.LightningModule):
     @torch.no_grad()
     def catalogue(self, data: RecDataModule, stage: Stage, first: bool = False) -> Side:
         """Return all items as they are seen at `stage`, or before their `first` event; computed when weights change."""
-        now = (stage, self.training, stamp(self))
+        now = self._moment(data, stage)
         if first not in self._catalogues or self._catalogues[first][0] != now:
             batch = data.everyone("item", stage, first, tokens=self.needs_tokens).to(self.device)
             self._catalogues[first] = (now, self.make_side("item", batch))
         return self._catalogues[first][1]
 
-    def keep_catalogue(self, stage: Stage, items: Side) -> None:
+    def keep_catalogue(self, data: RecDataModule, stage: Stage, items: Side) -> None:
         """Take `items` for what `catalogue` returns at `stage`, until a weight changes."""
-        self._catalogues[False] = ((stage, self.training, stamp(self)), items)
+        self._catalogues[False] = (self._moment(data, stage), items)
+
+    def _moment(self, data: RecDataModule, stage: Stage) -> tuple[Any, ...]:
+        """Return what the catalogue depends on; without texts out of a past it is the same at every stage."""
+        return (None if data.item_past is None else stage, self.training, stamp(self))
 
     def users(self, data: RecDataModule, stage: Stage, batch: SideBatch) -> Side:
         """Encode users; the items of their pasts are those of the catalogue."""
