@@ -12,6 +12,12 @@ from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features.combine import Side, SideSizes
 
 GRID_ELEMENTS = 2**24
+_CACHED = 2**20  # a processor is two to three times faster while a chunk stays in its cache
+
+
+def grid_elements(device: torch.device) -> int:
+    """Return how many values a chunk of a grid holds at a time."""
+    return min(GRID_ELEMENTS, _CACHED) if device.type == "cpu" else GRID_ELEMENTS
 
 
 def directions(num_outputs: int) -> Tensor:
@@ -70,7 +76,7 @@ class Scorer(nn.Module, ABC):
                 fix="set model.ranking to false, and let it re-rank a list of candidates",
             )
         prepared = self.prepare_items(items) if prepared is None else prepared
-        size = max(GRID_ELEMENTS // max(self.grid_width(items), 1), 1)
+        size = max(grid_elements(users.features.device) // max(self.grid_width(items), 1), 1)
         chunks = [self.grid_chunk(users[i : i + size], prepared) for i in range(0, max(len(users), 1), size)]
         return torch.cat(chunks)
 
