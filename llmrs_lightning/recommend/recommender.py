@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from llmrs_lightning.data.collate import PastBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
-from llmrs_lightning.data.ranking import ItemLists
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
 from llmrs_lightning.data.text import clean
 from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
@@ -24,6 +24,7 @@ from llmrs_lightning.recommend.catalogue import Catalogue
 from llmrs_lightning.recommend.folder import is_export
 from llmrs_lightning.recommend.hub import fetched, pushed
 from llmrs_lightning.recommend.index import CandidateIndex
+from llmrs_lightning.recommend.lookup import Lookup
 from llmrs_lightning.recommend.origin import Origin
 from llmrs_lightning.recommend.store import ItemStore, fingerprints
 from llmrs_lightning.recommend.topk import top_k
@@ -62,6 +63,7 @@ class Recommender:
             )
         self.module, self.data, self.origin = module.eval(), data, origin
         self._catalogue: Catalogue | None = None
+        self._found: Lookup | None = None
         self.index: CandidateIndex | None = None
         if store is not None:
             kept = ItemStore.open(store, fingerprints(module, data, origin), module.device)
@@ -212,11 +214,10 @@ class Recommender:
                 allowed="as many as the list is long or more, and an index of them",
                 fix="llmrs index --run RUN --out FOLDER; then store=FOLDER (--store FOLDER)",
             )
-        known = self._positions(users, USER, self.data.data.user_ids, "users")
+        known = self._positions(users, USER, "users")
         allowed = self._allowed(allow, deny)
         keys = None if dedup_by is None else self._keys(dedup_by)
-        pairs = self.data.pairs(*seen_parts)
-        seen = ItemLists.of(pairs.user, pairs.item, len(self.data.data.users))
+        seen = self._lookup.seen(seen_parts)
         stage: Stage = "now" if PARTS[-1] in seen_parts else "test"
         horizon, items = self.data.horizon(stage), self.catalogue(stage)
         rows: list[tuple[str, Ids, Tensor]] = []
@@ -300,7 +301,7 @@ class Recommender:
 
     def _table(self, rows: list[tuple[str, Ids, Tensor]]) -> pa.Table:
         position = np.concatenate([r[1] for r in rows]) if rows else np.zeros(0, np.int64)
-        titles = self.data.item_titles
+        titles = self._lookup.titles
         scores = torch.cat([r[2] for r in rows])
         columns: dict[str, Any] = {
             USER: [name for name, best, _ in rows for _ in best],
@@ -318,9 +319,9 @@ class Recommender:
         ids = self.data.data.item_ids
         mask = torch.full((len(ids),), allow is None)
         if allow is not None:
-            mask[torch.from_numpy(self._positions(allow, ITEM, ids, "allow"))] = True
+            mask[torch.from_numpy(self._positions(allow, ITEM, "allow"))] = True
         if deny:
-            mask[torch.from_numpy(self._positions(deny, ITEM, ids, "deny"))] = False
+            mask[torch.from_numpy(self._positions(deny, ITEM, "deny"))] = False
         return mask
 
     def _keys(self, column: str) -> Tensor:
@@ -329,18 +330,23 @@ class Recommender:
             raise ConfigError(
                 f"the items have no column {column!r}", where="dedup_by", allowed=listing(items.column_names)
             )
-        return torch.from_numpy(distinct([str(v).strip().casefold() for v in items[column]])[1])
+        return self._lookup.keys(column)
 
-    @staticmethod
-    def _positions(asked: Sequence[str], column: str, ids: Any, option: str) -> Ids:
-        place = {str(known): i for i, known in enumerate(ids)}
+    @property
+    def _lookup(self) -> Lookup:
+        if self._found is None or self._found.tables is not self.data.data:
+            self._found = Lookup(self.data)
+        return self._found
+
+    def _positions(self, asked: Sequence[str], column: str, option: str) -> Ids:
+        place = self._lookup.users if column == USER else self._lookup.items
         unknown = [str(a) for a in asked if str(a) not in place]
         if unknown:
             raise DataError(
                 f"{len(unknown)} {column} of {len(asked)} are not in the data",
                 where=f"{option} (--{option})",
                 found=listing(unknown, 5),
-                allowed=f"{len(ids):,} ids such as {listing(list(ids[:3]))}",
+                allowed=f"{len(place):,} ids such as {listing(islice(place, 3))}",
                 fix="a new user can be described by a text" if column == USER else "",
             )
         return np.fromiter((place[str(a)] for a in asked), np.int64, len(asked))
