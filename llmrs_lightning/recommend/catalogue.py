@@ -28,7 +28,8 @@ class Catalogue:
     def of(cls, module: JointRecommender, items: Side) -> Catalogue:
         """Compute the items' part of every member's score."""
         with torch.inference_mode():
-            return cls(items, module.prepare_items(items))
+            parts = module.prepare_items(items)
+            return cls(items, {name: tuple(part.contiguous() for part in of) for name, of in parts.items()})
 
     def __len__(self) -> int:
         return len(self.items)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 
+import pyarrow as pa
 from torch import Tensor, from_numpy
 
 from llmrs_lightning.data.datamodule import RecDataModule
@@ -36,9 +37,14 @@ class Lookup:
         return {str(known): place for place, known in enumerate(self.tables.item_ids)}
 
     @cached_property
-    def titles(self) -> list[str]:
+    def item_ids(self) -> pa.Array:
+        """The ids of the items."""
+        return pa.array(list(self.items), pa.string())
+
+    @cached_property
+    def titles(self) -> pa.Array:
         """A readable name of each item."""
-        return self._data.item_titles
+        return pa.array(self._data.item_titles, pa.string())
 
     def seen(self, parts: tuple[str, ...]) -> ItemLists:
         """Return what each user did in these parts of the data."""

@@ -33,6 +33,7 @@ from llmrs_lightning.training.module import JointRecommender
 
 NEW_USER = "(new user)"
 _USERS_AT_ONCE = 256
+_CELLS = 2**20  # scores at a time: large tensors are slow to get
 
 
 class Recommender:
@@ -221,8 +222,9 @@ class Recommender:
         stage: Stage = "now" if PARTS[-1] in seen_parts else "test"
         horizon, items = self.data.horizon(stage), self.catalogue(stage)
         rows: list[tuple[str, Ids, Tensor]] = []
-        for start in range(0, len(known), _USERS_AT_ONCE):
-            part = known[start : start + _USERS_AT_ONCE]
+        step = min(max(_CELLS // len(items), 1), _USERS_AT_ONCE)
+        for start in range(0, len(known), step):
+            part = known[start : start + step]
             mask = allowed.expand(len(part), -1)
             if exclude_seen:
                 mask = mask & ~seen.mask(part, len(items))
@@ -296,18 +298,17 @@ class Recommender:
         scores = self.module.loss.score(fused).cpu()
         by_member = self.module.loss.score(members).cpu()
         best = top_k(scores, k, allowed, keys)
-        columns = torch.cat([scores.unsqueeze(-1), by_member], -1)
-        return [(b.numpy(), columns[i, b]) for i, b in enumerate(best)]
+        return [(b.numpy(), torch.cat([scores[i, b, None], by_member[i, b]], 1)) for i, b in enumerate(best)]
 
     def _table(self, rows: list[tuple[str, Ids, Tensor]]) -> pa.Table:
         position = np.concatenate([r[1] for r in rows]) if rows else np.zeros(0, np.int64)
-        titles = self._lookup.titles
+        lengths = [len(best) for _, best, _ in rows]
         scores = torch.cat([r[2] for r in rows])
         columns: dict[str, Any] = {
-            USER: [name for name, best, _ in rows for _ in best],
-            "rank": [i + 1 for _, best, _ in rows for i in range(len(best))],
-            ITEM: [str(self.data.data.item_ids[p]) for p in position],
-            "title": [titles[p] for p in position],
+            USER: pa.array([name for name, _, _ in rows], pa.string()).take(np.repeat(np.arange(len(rows)), lengths)),
+            "rank": np.concatenate([np.arange(1, length + 1) for length in lengths]),
+            ITEM: self._lookup.item_ids.take(position),
+            "title": self._lookup.titles.take(position),
             "score": scores[:, 0].numpy(),
         }
         members = self.module.members

@@ -78,7 +78,7 @@ class Scorer(nn.Module, ABC):
         prepared = self.prepare_items(items) if prepared is None else prepared
         size = max(grid_elements(users.features.device) // max(self.grid_width(items), 1), 1)
         chunks = [self.grid_chunk(users[i : i + size], prepared) for i in range(0, max(len(users), 1), size)]
-        return torch.cat(chunks)
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
         """Compute the part of the score that depends on the items alone, once for all users; each (N, ...)."""

@@ -263,7 +263,7 @@ class JointRecommender(pl.LightningModule):
         """
         parts = prepared or {}
         scores = [scorer.grid(users, items, parts.get(name)).float() for name, scorer in self.members.items()]
-        members = torch.stack(scores, 2)
+        members = torch.stack(scores, 2) if len(scores) > 1 else scores[0].unsqueeze(2)
         return members, self.fusion.grid(members, PairFeatures(users.features, items.features))
 
     @torch.inference_mode(False)
