@@ -33,6 +33,7 @@ from .timing import Way, interleave, paired, short
 TASTES = 16
 TEXT_TOKENS = 32
 K, MANY = 10, 100
+FITTED = 1024  # users that an index is fitted to
 
 
 class Tastes(Source):
@@ -102,7 +103,7 @@ def latency(
             ("request", "p50, ms", "p99, ms", f"recall@{K}"),
         )
         trained = _stored(_deep(data, pretrained, steps), Path(folder) / "trained")
-        asked = [str(data.data.user_ids[p]) for p in sample(trained, 1024)[1][:requests]]
+        asked = [str(data.data.user_ids[p]) for p in sample(trained, _fitted(users))[1][:requests]]
         known, near = _known(table, trained, asked, candidates, "trained")
         table.target("known user, all items, p99", known, 60, least=False, unit=" ms")
         table.target("known user, out of candidates, p99", near[0], 10, least=False, unit=" ms")
@@ -112,6 +113,10 @@ def latency(
         random = _stored(_deep(data, pretrained, 0), Path(folder) / "random")
         _known(table, random, asked, candidates, "random weights")
         return [table, _for_everyone(rounds, _factors(data), everyone)]
+
+
+def _fitted(users: int) -> int:
+    return min(FITTED, users // 2)
 
 
 def _data(folder: Path, users: int, items: int, rows: int, pretrained: str) -> RecDataModule:
@@ -159,7 +164,7 @@ def _deep(data: RecDataModule, pretrained: str, steps: int) -> Recommender:
 
 
 def _stored(recommender: Recommender, folder: Path) -> Recommender:
-    write_store(recommender, folder)
+    write_store(recommender, folder, users=_fitted(len(recommender.data.data.users)))
     return Recommender(recommender.module, recommender.data, store=folder)
 
 
@@ -212,9 +217,10 @@ def _for_everyone(rounds: int, recommender: Recommender, users: int) -> Table:
     from implicit.cpu.topk import topk
 
     data = recommender.data.data
+    k = min(MANY, len(data.items))
     table = Table(
-        f"lists of {MANY} out of {len(data.items):,} items, factors of 32 and biases, seen items in: {users:,} of "
-        f"{len(data.users):,} users, one thread",
+        f"lists of {k} out of {len(data.items):,} items, factors of 32 and biases, seen items in: {users:,} of "
+        f"{len(data.users):,} users",
         ("way", "users/s", "x implicit"),
     )
     names = [str(i) for i in data.user_ids[:users]]
@@ -230,17 +236,17 @@ def _for_everyone(rounds: int, recommender: Recommender, users: int) -> Table:
     lists: dict[str, Any] = {}
 
     def ours() -> int:
-        lists["ours"] = recommender.recommend(names, MANY, exclude_seen=False)
+        lists["ours"] = recommender.recommend(names, k, exclude_seen=False)
         return users
 
     def theirs() -> int:
-        lists["theirs"] = topk(right, left, MANY, num_threads=1)[0]
+        lists["theirs"] = topk(right, left, k, num_threads=1)[0]
         return users
 
     ways = Way("implicit, `topk`: positions and scores", theirs), Way("`Recommender.recommend`: a table", ours)
     interleave(ways, rounds)
-    ids = np.array([int(i) for i in lists["ours"]["item_id"].to_pylist()]).reshape(users, MANY)
-    same = np.mean([len(np.intersect1d(a, b)) / MANY for a, b in zip(ids, lists["theirs"], strict=True)])
+    ids = np.array([int(i) for i in lists["ours"]["item_id"].to_pylist()]).reshape(users, k)
+    same = np.mean([len(np.intersect1d(a, b)) / k for a, b in zip(ids, lists["theirs"], strict=True)])
     assert same > 0.999, same
     for way in ways:
         table.add(way.name, short(way.rate), str(paired(way.rates, ways[0].rates)))
