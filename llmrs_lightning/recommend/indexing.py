@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from llmrs_lightning.data.schema import ITEM
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.features import Side
 from llmrs_lightning.recommend.index import CandidateIndex, Kind
@@ -85,16 +86,22 @@ class Check:
 
 
 def check(recommender: Recommender, users: Sequence[str], k: int, candidates: int) -> Check:
-    """Ask for each user's list in both ways."""
-    recall: list[float] = []
-    seconds: tuple[list[float], list[float]] = ([], [])
+    """Ask for each user's list in both ways, first all in one and then all in the other."""
+    exact, one_by_one = _asked(recommender, users, k, None)
+    near, two_stages = _asked(recommender, users, k, candidates)
+    recall = [len(a & b) / len(a) for a, b in zip(exact, near, strict=True) if a]
+    return Check(float(np.mean(recall)) if recall else 1.0, one_by_one, two_stages)
+
+
+def _asked(
+    recommender: Recommender, users: Sequence[str], k: int, candidates: int | None
+) -> tuple[list[set[str]], list[float]]:
+    """Return the items of each user's list, and the seconds that it took."""
+    lists: list[set[str]] = []
+    seconds: list[float] = []
     for user in users:
-        lists: list[set[str]] = []
-        for number, spent in zip((None, candidates), seconds, strict=True):
-            start = time.perf_counter()
-            table = recommender.recommend([user], k, candidates=number)
-            spent.append(time.perf_counter() - start)
-            lists.append(set(table["item_id"].to_pylist()))
-        if lists[0]:
-            recall.append(len(lists[0] & lists[1]) / len(lists[0]))
-    return Check(float(np.mean(recall)) if recall else 1.0, *seconds)
+        start = time.perf_counter()
+        table = recommender.recommend([user], k, candidates=candidates)
+        seconds.append(time.perf_counter() - start)
+        lists.append(set(table[ITEM].to_pylist()))
+    return lists, seconds

@@ -33,6 +33,7 @@ from .timing import Way, interleave, paired, short
 TASTES = 16
 TEXT_TOKENS = 32
 K, MANY = 10, 100
+WARM = 20  # requests before those that count
 FITTED = 1024  # users that an index is fitted to
 
 
@@ -172,7 +173,7 @@ def _known(
     table: Table, recommender: Recommender, users: Sequence[str], candidates: int, weights: str
 ) -> tuple[float, tuple[float, float]]:
     """Add rows of known users; return the p99 of all items, and p99 and recall of candidates."""
-    check(recommender, users[:20], K, candidates)
+    check(recommender, users[:WARM], K, candidates)
     found = check(recommender, users, K, candidates)
     name = f"known user, seen items out, DNN of 128 and 64 ({weights})"
     exact = _add(table, f"{name}: all items", found.exact)
@@ -193,13 +194,12 @@ def _new_users(table: Table, recommender: Recommender, requests: int) -> float:
 
 def _timed(ask: Callable[[str], Any], words: Sequence[str]) -> list[float]:
     seconds = []
-    for number, word in enumerate((*words[:10], *words)):
+    for word in (*words[:WARM], *words):
         start = time.perf_counter()
         with torch.inference_mode():
             ask(word)
-        if number >= 10:
-            seconds.append(time.perf_counter() - start)
-    return seconds
+        seconds.append(time.perf_counter() - start)
+    return seconds[-len(words) :]
 
 
 def _add(table: Table, name: str, seconds: Sequence[float], *more: str) -> float:
