@@ -110,6 +110,8 @@ class CandidateIndex:
     ) -> list[Tensor]:
         """Return the positions of each user's candidates, lowest first; all that are allowed where these are fewer.
 
+        Items behind those that were indexed, which came later, are candidates too.
+
         Args:
             module: The model.
             catalogue: All items.
@@ -151,7 +153,7 @@ class CandidateIndex:
                 parameters = faiss.SearchParameters(**options)
             found = np.sort(index.search(vector, number, params=parameters)[1][0])
             if found[0] >= 0:  # a graph whose allowed items lie far apart may find too few
-                return np.asarray(found, np.int64)
+                return np.concatenate([found, np.flatnonzero(allowed[index.ntotal :]) + index.ntotal])
         return np.flatnonzero(allowed)
 
 

@@ -115,6 +115,16 @@ def test_filters_are_exact_and_lists_as_long(
         assert not seen & {(row["user_id"], row["item_id"]) for row in near.to_pylist()}
 
 
+def test_items_that_came_later_are_candidates(deep: Recommender) -> None:
+    catalogue, allowed = deep.catalogue(), torch.ones(1, NUM_ITEMS, dtype=torch.bool)
+    users = deep.module.users(deep.data, "now", deep.data.horizon("now").side("user", np.arange(1)))
+    first = catalogue[torch.arange(NUM_ITEMS - 5)]
+    index = CandidateIndex.fit(deep.module, first, [users], anchors=20, size=8)
+    (found,) = index.search(deep.module, catalogue, users, 10, allowed)
+    assert len(found) == 15
+    assert found[-5:].tolist() == list(range(NUM_ITEMS - 5, NUM_ITEMS))
+
+
 def test_equal_scores_are_no_trouble(tmp_path: Path) -> None:
     plain = assembled({"mf": MFScorer(4)}, users=20, items=30)
     with torch.no_grad():
