@@ -27,7 +27,7 @@ class Catalogue:
     @classmethod
     def of(cls, module: JointRecommender, items: Side) -> Catalogue:
         """Compute the items' part of every member's score."""
-        with torch.inference_mode():
+        with torch.inference_mode(False), torch.no_grad():  # tensors that anyone may compute with
             parts = module.prepare_items(items)
             return cls(items, {name: tuple(part.contiguous() for part in of) for name, of in parts.items()})
 

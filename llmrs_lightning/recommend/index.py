@@ -105,6 +105,7 @@ class CandidateIndex:
         explained = 1 - max(norm - met, 0.0) / spread if spread else 1.0
         return cls(chosen, torch.from_numpy(user_map).to(chosen.device), packed, explained)
 
+    @torch.no_grad()
     def search(
         self, module: JointRecommender, catalogue: Catalogue, users: Side, number: int, allowed: Tensor
     ) -> list[Tensor]:
