@@ -194,6 +194,8 @@ def test_the_command_writes_checks_and_is_used(
         assert main(["recommend", *run, "--users", "u0", "--out", "lists.jsonl", *options]) == 0
         lists.append([json.loads(line)["item_id"] for line in Path("lists.jsonl").read_text().splitlines()])
     assert lists[0] == lists[1] == lists[2]
+    assert main(["export", *run, "--out", "exported"]) == 0  # the store of a run is that of its export
+    assert main(["recommend", "--run", "exported", "--store", "store", "--users", "u0", "--candidates", "25"]) == 0
     assert main(["index", *run, "--out", "items", "--no-candidates"]) == 0
     assert main(["recommend", *run, "--users", "u0", "--store", "items", "--candidates", "25"]) == 2
     assert main(["index", *run, "--out", "runs"]) == 2
