@@ -69,7 +69,7 @@ class Fusion(nn.Module, ABC):
         users = features.user.unsqueeze(1)
         starts = range(0, max(len(members), 1), size)
         chunks = [self(members[i : i + size], PairFeatures(users[i : i + size], features.item)) for i in starts]
-        return torch.cat(chunks)
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def reset(self) -> None:
         """Forget the pairs that `summary` speaks of, before an evaluation."""

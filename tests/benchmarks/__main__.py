@@ -25,6 +25,7 @@ SECTIONS = {
     "memory": "peak memory of a step of 65,536 rows",
     "evaluation": "scores and ranking metrics of a whole catalogue",
     "gpu": "language models on a GPU, where there is one",
+    "latency": "milliseconds of one list, and lists for everyone beside implicit",
     "start": "seconds from the command to the first training step",
 }
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import baselines, compare, evaluation, gpu, growth, long, memory, start, training
+from benchmarks import baselines, compare, evaluation, gpu, growth, latency, long, memory, start, training
 from benchmarks.steps import Framework, tokens
 from benchmarks.synthetic import Synthetic, config
 
@@ -162,3 +162,18 @@ def test_the_command_runs_the_sections_that_are_named(monkeypatch, capsys):
         command.main(["speed"])
     assert stop.value.code == 2
     assert "no section speed" in capsys.readouterr().err
+
+
+def test_latency_has_requests_of_each_kind_and_lists_for_everyone(tiny_bert):
+    pytest.importorskip("faiss")
+    one, all_users = latency.latency(
+        1, users=40, items=60, rows=600, requests=3, steps=2, candidates=50, everyone=8, pretrained=tiny_bert
+    )
+    rows = cells(one)
+    assert len(rows) == 6
+    assert all(0 < number(row["p50, ms"]) <= number(row["p99, ms"]) for row in rows.values())
+    recalls = [number(row["recall@10"]) for row in rows.values() if row["recall@10"] != "-"]
+    assert len(recalls) == 2
+    assert min(recalls) > 0.9
+    assert len(cells(all_users)) == 2
+    assert len(one.notes) == 4
