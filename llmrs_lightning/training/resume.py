@@ -16,13 +16,16 @@ from llmrs_lightning.training.rundir import CONFIG, METRICS, PART, RunDirectory
 
 AUTO = "auto"
 #: options that change neither weights nor metrics nor curves, so that a run may go on with others; devices, precision
-#: and workers are not among them: sums are rounded, or dropout drawn, otherwise
+#: and workers are not among them: sums are rounded, or dropout drawn, otherwise. The last two do that too, and are what
+#: lets a run go on whose memory has run out
 MAY_DIFFER = (
     "data.cache_dir",  # where files are found again
     "run.checkpoint_every",  # saving changes nothing
     "run.examples",  # printed at the end
     "run.wandb",  # the dashboard
     "trainer.enable_progress_bar",
+    "data.eval_batch_size",
+    "model.encoder.init_args.encode_chunk",
 )
 
 
