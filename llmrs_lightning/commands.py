@@ -25,7 +25,7 @@ from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
-from llmrs_lightning.training import resume
+from llmrs_lightning.training import batch_size, resume
 from llmrs_lightning.training.callbacks import BestEpoch, StopEarly
 from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.config import RecCLI, build
@@ -95,6 +95,7 @@ def fit(args: Sequence[str]) -> None:
     try:
         module, data = prepare(cli)
         check_monitor(module, data)
+        rows = batch_size.settle(cli, module, data)
         if run is None:
             seed = int(cli.config["seed_everything"])
             run = RunDirectory.create(options.folder, options.experiment, seed, options.id)
@@ -122,6 +123,8 @@ def fit(args: Sequence[str]) -> None:
             if wandb is not None:
                 wandb.log_hyperparams(_plain_config(cli) | identity(run))
             _say(f"run {run.path}: {_describe(data)}")
+            if rows is not None:
+                _say(f"  data.batch_size: {rows:,} rows fit into memory")
             if word is not None:
                 _say(f"  {_where_from(resumed, checkpoint)}")
 

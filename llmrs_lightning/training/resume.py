@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing
+from llmrs_lightning.training import batch_size
 from llmrs_lightning.training.checkpoint import newest
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.rundir import CONFIG, METRICS, PART, RunDirectory
@@ -27,6 +28,8 @@ MAY_DIFFER = (
     "data.eval_batch_size",
     "model.encoder.init_args.encode_chunk",
 )
+
+_FOUND = "data.batch_size"  # a run keeps what `auto` has found
 
 
 def split_off(args: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -69,9 +72,11 @@ def find(word: str, args: Sequence[str]) -> tuple[RecCLI, RunDirectory | None, P
         saved = run.saved("last")
         checkpoint = newest(saved) if saved else None
         own = ["--config", str(run.path / CONFIG)]
-        if word != AUTO and args:
-            _check_options(_resolved(own), _resolved([*own, *args]), run)
-        return build([*own, *args]), run, checkpoint  # last, since it seeds the generators
+        options, asked = _resolved(own), _resolved([*own, *args])
+        if word != AUTO:
+            _check_options(options, asked, run)
+        found = [f"--{_FOUND}={options[_FOUND]}"] if asked[_FOUND] == batch_size.AUTO else []
+        return build([*own, *args, *found]), run, checkpoint  # last, since it seeds the generators
     except BaseException:
         run.close()
         raise
@@ -108,7 +113,8 @@ def _check_options(own: Mapping[str, Any], asked: Mapping[str, Any], run: RunDir
 
 def _different(own: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*own, *asked])
-    return [name for name in names if own.get(name) != asked.get(name) and not name.startswith(MAY_DIFFER)]
+    different = [name for name in names if own.get(name) != asked.get(name) and not name.startswith(MAY_DIFFER)]
+    return [name for name in different if (name, asked.get(name)) != (_FOUND, batch_size.AUTO)]
 
 
 def _resolved(args: Sequence[str]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from training.resuming import left_by, run, write_config
 
 from llmrs_lightning.cli import main
 from llmrs_lightning.errors import fault, is_out_of_memory
+from llmrs_lightning.training import batch_size
+from llmrs_lightning.training.memory import bounded, free_memory
 from llmrs_lightning.training.module import JointRecommender
 
 BOARD = {"class_path": "Checkerboard", "init_args": {"num_users": 14, "num_items": 14, "noise": 0.2}}
@@ -96,3 +99,103 @@ def test_a_command_that_finds_no_memory_is_no_traceback(
     monkeypatch.setattr("llmrs_lightning.data.sources.Checkerboard.load", instead)
     assert main(["fit", "--config", str(config)]) == 2
     assert "llmrs fit: memory ran out\n  found:    MemoryError" in capsys.readouterr().err
+
+
+# ---- auto
+
+
+def auto(config: Path, *options: object) -> list[object]:
+    return ["fit", "--config", config, "--data.batch_size", "auto", "--model.frozen_epochs", 1, *options]
+
+
+def more_than(rows: int) -> Callable[[], None]:
+    """Return what lets a step fail that has more than `rows` rows, and gives the first epoch no reason to."""
+
+    def prepare() -> None:
+        real = JointRecommender.training_step
+
+        def instead(self: JointRecommender, batch: Any, batch_idx: int) -> Any:
+            assert self.trainer.max_steps != 2 or self.encoder_learns
+            loss = real(self, batch, batch_idx)
+            if (batch.rows >= 0).sum() > rows:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return loss
+
+        JointRecommender.training_step = instead  # type: ignore[method-assign]
+
+    return prepare
+
+
+@pytest.mark.parametrize("negatives", ["HardNegatives", "BatchNegatives"])
+def test_a_run_of_auto_is_that_of_the_number_it_finds(
+    negatives: str, config: Path, tiny_bert: str, tmp_path: Path
+) -> None:
+    options = {"correct": True} if negatives == "BatchNegatives" else {"ratio": 1}
+    config = write_config(
+        tiny_bert,
+        tmp_path,
+        data__source=BOARD,
+        data__negatives={"class_path": negatives, "init_args": options},
+        trainer__max_epochs=2,
+        run__checkpoint_every=4,
+    )
+    runs = tmp_path / "runs" / "killed"
+    words = auto(config)
+    assert run([*words, "--run.id", "found"], more_than(40)) == 0
+    options = yaml.safe_load((runs / "found" / "config.yaml").read_text())
+    rows = options["data"]["batch_size"]
+    assert 20 < rows <= 40
+    plain = ["fit", "--config", config, "--model.frozen_epochs", 1, "--data.batch_size", rows]
+    assert run([*plain, "--run.id", "given"]) == 0
+    assert left_by(runs / "found") == left_by(runs / "given")
+    if negatives == "HardNegatives":
+        # one that goes on does not look again
+        def prepare() -> None:
+            more_than(40)()
+            fails("training_step", MemoryError(), 12)()  # 4 of them to find a size
+
+        assert run([*words, "--run.id", "on"], prepare) == 2
+        assert run([*words, "--run.id", "on", "--resume", "auto"], more_than(rows - 1)) == 2
+        assert run([*words, "--run.id", "on", "--resume", "auto"], output=tmp_path / "output") == 0
+        assert "goes on from" in (tmp_path / "output").read_text()
+
+
+def test_auto_says_where_not_even_one_row_fits_and_refuses_several_processes(config: Path, tmp_path: Path) -> None:
+    words = auto(config, "--run.id", "one")
+    assert run(words, more_than(0), tmp_path / "output") == 2
+    assert "memory ran out in a step of one row\n  where:    data.batch_size\n" in (tmp_path / "output").read_text()
+    several = [*words, "--trainer.devices", 2, "--trainer.strategy", "ddp"]
+    assert run(several, output=tmp_path / "output") == 2
+    assert "auto, with 2 processes" in (tmp_path / "output").read_text()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_real_allocator_is_stopped_at_the_bound_and_left_free_again() -> None:
+    """A tenth of what is free is more than any test needs; half of it is asked for in vain."""
+    free = free_memory()
+    assert free > 0
+    with bounded(torch.device("cpu"), 0.1), pytest.raises(RuntimeError) as failure:
+        torch.empty(free // 2, dtype=torch.uint8)
+    assert is_out_of_memory(failure.value)
+    torch.empty(free // 2, dtype=torch.uint8)  # nobody writes to it, so it takes nothing
+
+
+@pytest.mark.slow
+def test_auto_meets_a_real_allocator(config: Path, tmp_path: Path, tiny_bert: str) -> None:
+    """Texts of 60 tokens with wide heads take memory; the system refuses it, and a smaller batch fits."""
+    source = {"class_path": "Checkerboard", "init_args": {"num_users": 300, "num_items": 200, "noise": 0.2}}
+    wide = {"dnn": {"class_path": "DNNScorer", "init_args": {"hidden_sizes": [512, 512]}}}
+    options = {"data__source": source, "trainer__max_epochs": 1, "run__checkpoint_every": 1000}
+    config = write_config(tiny_bert, tmp_path, model__scorers=wide, **options)
+
+    def little() -> None:
+        batch_size.bounded = partial(little_of, 100_000_000)  # type: ignore[attr-defined]
+
+    assert run(auto(config, "--run.id", "found"), little, tmp_path / "output") == 0, (tmp_path / "output").read_text()
+    options = yaml.safe_load((tmp_path / "runs" / "killed" / "found" / "config.yaml").read_text())
+    assert f"{options['data']['batch_size']:,} rows fit into memory" in (tmp_path / "output").read_text()
+    assert 100 < options["data"]["batch_size"] < 20_000
+
+
+def little_of(size: int, device: torch.device, share: float) -> Any:
+    return bounded(device, size / free_memory())
