@@ -72,7 +72,7 @@ def states(path: Path) -> list[str]:
         slow(JointRecommender, "on_train_epoch_start", 2, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(CheckedIO, "save_checkpoint", 4, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(JointRecommender, "training_step", 8, ["last-step5.ckpt", "last-step6.ckpt"]),
-        (commands, "_write_tables", 1, ["last-step10.ckpt", "last-step8.ckpt"]),
+        slow(commands, "_write_tables", 1, ["last-step10.ckpt", "last-step8.ckpt"]),
     ],
     ids=[
         "before the first state",
@@ -125,23 +125,6 @@ def test_a_damaged_state_gives_way_to_the_one_before(config: Path, folder: Path,
     assert left_by(path) == whole
 
 
-def test_a_run_goes_on_where_it_was_moved_to_and_auto_finds_it(
-    config: Path, folder: Path, whole: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["fit", "--config", config, "--run.experiment", "moved"]
-    assert run(words, kill_at(JointRecommender, "training_step", 9)) == -9
-    (first,) = (folder / "runs" / "moved").iterdir()
-    path = first.rename(first.with_name("elsewhere"))
-    other = [*words, "--seed_everything", "1", "--resume", "auto"]
-    assert run(other, kill_at(JointRecommender, "training_step", 1), folder / "output") == -9  # not a run of this seed
-    assert "no unfinished run has these options" in (folder / "output").read_text()
-    # what may differ does
-    assert run([*words, "--resume", "auto", "--run.checkpoint_every", "3"], output=folder / "output") == 0
-    assert f"goes on from {path}/checkpoints/last-step8.ckpt" in (folder / "output").read_text()
-    assert left_by(path)["weights"] == whole["weights"]
-    assert left_by(path)["curves"] == whole["curves"]
-
-
 def clock_put_back(place: int, hours: int) -> Callable[[], None]:
     """Return what puts all clocks back, as a machine's owner may, right before the `place`-th step."""
 
@@ -185,23 +168,29 @@ def test_a_clock_that_is_put_back_changes_nothing(config: Path, folder: Path, wh
     assert all(0 <= value < 600 for value in json.loads((path / "metrics.json").read_text())["seconds"].values())
 
 
-def test_auto_takes_the_run_that_has_come_furthest_whatever_clocks_say(
+def test_auto_takes_the_run_that_has_come_furthest_wherever_it_was_moved_to_and_whatever_clocks_say(
     config: Path, folder: Path, whole: dict[str, Any]
 ) -> None:
-    words, runs = ["fit", "--config", config, "--run.experiment", "clocks"], folder / "runs" / "clocks"
+    words, runs = ["fit", "--config", config, "--run.experiment", "moved"], folder / "runs" / "moved"
     assert run(words, kill_at(JointRecommender, "training_step", 9)) == -9
-    (furthest,) = runs.iterdir()
+    (first,) = runs.iterdir()
 
     def prepare() -> None:
         clock_put_back(0, 5)()
         kill_at(JointRecommender, "training_step", 4)()
 
     assert run(words, prepare) == -9
-    (other,) = set(runs.iterdir()) - {furthest}
-    assert other.name < furthest.name  # begun later, as it was
-    assert run([*words, "--resume", "auto"], output=folder / "output") == 0
-    assert f"goes on from {furthest}/checkpoints/last-step8.ckpt" in (folder / "output").read_text()
-    assert left_by(furthest)["weights"] == whole["weights"]
+    (other,) = set(runs.iterdir()) - {first}
+    assert other.name < first.name  # begun later, as it was
+    path = first.rename(runs / "elsewhere")
+    another = [*words, "--seed_everything", "1", "--resume", "auto"]
+    assert run(another, kill_at(JointRecommender, "training_step", 1), folder / "output") == -9  # no run of this seed
+    assert "no unfinished run has these options" in (folder / "output").read_text()
+    # what may differ does
+    assert run([*words, "--resume", "auto", "--run.checkpoint_every", "3"], output=folder / "output") == 0
+    assert f"goes on from {path}/checkpoints/last-step8.ckpt" in (folder / "output").read_text()
+    left = left_by(path)
+    assert (left["weights"], left["curves"]) == (whole["weights"], whole["curves"])
 
 
 # ---- signals
