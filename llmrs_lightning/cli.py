@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from llmrs_lightning import __version__
-from llmrs_lightning.errors import DataError, LLMRSError
+from llmrs_lightning.errors import LLMRSError, fault
 
 # command -> (module, function, help); modules are imported when their command runs
 COMMANDS = {
@@ -70,11 +69,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except LLMRSError as error:
         print(f"llmrs {words[0]}: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = fault(error)
+        if told is None:
             raise
-        full = DataError("the disk is full", where=error.filename or "", found=str(error), fix="make room on it")
-        print(f"llmrs {words[0]}: {full}", file=sys.stderr)
+        print(f"llmrs {words[0]}: {told}", file=sys.stderr)
         return 2
     except SystemExit as exit_:
         if isinstance(exit_.code, str):

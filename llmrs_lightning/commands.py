@@ -25,7 +25,7 @@ from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
 from llmrs_lightning.recommend import Recommender
-from llmrs_lightning.training import resume
+from llmrs_lightning.training import batch_size, resume
 from llmrs_lightning.training.callbacks import BestEpoch, StopEarly
 from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.config import RecCLI, build
@@ -33,6 +33,7 @@ from llmrs_lightning.training.cost import CostMeter
 from llmrs_lightning.training.dashboard import FusionWeights, identity, log_fit, log_members
 from llmrs_lightning.training.evaluation import FUSED, LOWER_IS_BETTER
 from llmrs_lightning.training.examples import example_lists
+from llmrs_lightning.training.faults import Faults
 from llmrs_lightning.training.keep import KeepState
 from llmrs_lightning.training.load import check_data, load_weights, open_run
 from llmrs_lightning.training.loggers import SafeWandbLogger, make_loggers
@@ -90,10 +91,11 @@ def fit(args: Sequence[str]) -> None:
     word, args = resume.split_off(args)
     cli, resumed, checkpoint = (build(args), None, None) if word is None else resume.find(word, args)
     options = cli.config_init["run"]
-    run, trainer, wandb, failed = resumed, None, None, True
+    run, trainer, wandb, faults, failed = resumed, None, None, None, True
     try:
         module, data = prepare(cli)
         check_monitor(module, data)
+        rows = batch_size.settle(cli, module, data)
         if run is None:
             seed = int(cli.config["seed_everything"])
             run = RunDirectory.create(options.folder, options.experiment, seed, options.id)
@@ -105,19 +107,24 @@ def fit(args: Sequence[str]) -> None:
         )
         best = BestEpoch(run.checkpoints)
         keep = KeepState(run, best, curves, options.checkpoint_every, checkpoint)
+        faults = Faults(run)
         trainer = cli.make_trainer(
             logger=[curves] if wandb is None else [curves, wandb],
-            callbacks=[StopEarly(options.patience), best, meter, FusionWeights(), keep],
+            callbacks=[StopEarly(options.patience), best, meter, FusionWeights(), keep, faults],
             plugins=[CheckedIO()],
             default_root_dir=cli.config_init["trainer"].get("default_root_dir") or str(run.path),
         )
         seconds = {"prepare": time.perf_counter() - started}
         if trainer.is_global_zero:
-            if not begun:
+            if begun:
+                run.write_text(CONFIG, cli.resolved())  # some options may differ
+            else:
                 _write_origin(run, cli, data, wandb)
             if wandb is not None:
                 wandb.log_hyperparams(_plain_config(cli) | identity(run))
             _say(f"run {run.path}: {_describe(data)}")
+            if rows is not None:
+                _say(f"  data.batch_size: {rows:,} rows fit into memory")
             if word is not None:
                 _say(f"  {_where_from(resumed, checkpoint)}")
 
@@ -152,6 +159,11 @@ def fit(args: Sequence[str]) -> None:
         if run is not None and trainer is not None and trainer.is_global_zero:
             _say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
         raise SystemExit(exit_code(number)) from stop
+    except (MemoryError, RuntimeError) as error:
+        told = None if faults is None else faults.told(error, module, data)
+        if told is None:
+            raise
+        raise told from error
     finally:
         if failed and wandb is not None:
             wandb.finish(failed=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 from collections.abc import Iterable
 from types import ModuleType
@@ -64,6 +65,34 @@ class SchemaError(DataError):
 
 class ModelError(LLMRSError):
     """A model, tokeniser or checkpoint that cannot be found or loaded."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether an error tells of an allocation that failed, on the machine or on a GPU."""
+    words = ("out of memory", "DefaultCPUAllocator", "not enough memory", "ALLOC_FAILED")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in str(error) for w in words))
+
+
+def is_lost_worker(error: BaseException) -> bool:
+    """Say whether an error tells of a process that loaded batches and is gone."""
+    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+
+
+def fault(error: BaseException) -> DataError | None:
+    """Say in words what a command has met that is neither its own mistake nor the user's; None for anything else."""
+    found = (str(error) or type(error).__name__).splitlines()[0]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DataError("the disk is full", where=error.filename or "", found=found, fix="make room on it")
+    if is_lost_worker(error):
+        return DataError(
+            "a process that loads batches has ended before its time",
+            where="data.num_workers",
+            found=found,
+            fix="run it again; if the system has killed it for its memory, with fewer workers",
+        )
+    if is_out_of_memory(error):
+        return DataError("memory ran out", found=found, fix="lower data.eval_batch_size, or make room")
+    return None
 
 
 def require(module: str, extra: str, purpose: str) -> ModuleType:

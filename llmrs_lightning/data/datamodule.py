@@ -56,7 +56,9 @@ class RecDataModule(pl.LightningDataModule):
         item_text: Template of an item's text over the items' columns; null for no text.
         tokenizer: Pretrained model whose tokeniser is used; the command line takes it from the model.
         max_length: Longest text in tokens; longer ones are cut at the end.
-        batch_size: Training rows a step, over all processes.
+        batch_size: Training rows a step, over all processes. `auto` has `llmrs fit` look for it: it halves from 65,536,
+            or all rows, until a step leaves a tenth of the free memory; the run keeps the number. Large batches take
+            few steps, which a learning rate has to suit.
         eval_batch_size: Rows a step in validation, test and prediction.
         sampler: `shuffled` draws rows at random; `blocks` draws rows that share users and items, so that a batch holds
             few distinct texts.
@@ -89,7 +91,7 @@ class RecDataModule(pl.LightningDataModule):
         item_text: TextTemplate | None = None,
         tokenizer: str | None = None,
         max_length: int = 32,
-        batch_size: int = 2048,
+        batch_size: int | Literal["auto"] = 2048,
         eval_batch_size: int = 8192,
         sampler: Literal["shuffled", "blocks"] = "shuffled",
         candidates: Literal["all", "cold"] = "all",
@@ -116,7 +118,7 @@ class RecDataModule(pl.LightningDataModule):
                 fix='give one a template, such as item_text: {template: "{title}"}',
             )
         for name, size in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if size < 1:
+            if size != "auto" and size < 1:
                 raise ConfigError("a batch has at least one row", where=f"data.{name}", found=str(size))
         if history < 0:
             raise ConfigError("a history has no fewer events than none", where="data.history", found=str(history))
@@ -160,10 +162,7 @@ class RecDataModule(pl.LightningDataModule):
         self.parts: Parts = self.splitter.split(self.data)
         schema = self.schema
         train = self._train()
-        if self.negatives is not None:
-            shown = self.data.interactions.impression
-            impression = None if shown is None else shown[self.parts["train"]]
-            self.negatives.build(train, len(self.data.items), self.batch_size, impression)
+        self._build_negatives(train)
         self.spec = DataSpec(
             SideTable.build(self.data.users, schema.user_categories, schema.user_numbers),
             SideTable.build(self.data.items, schema.item_categories, schema.item_numbers),
@@ -181,6 +180,18 @@ class RecDataModule(pl.LightningDataModule):
             for part in ("val", "test"):
                 self._ranked(self.pairs(part), part)
         self._ready = True
+
+    def _build_negatives(self, train: Pairs) -> None:
+        if self.negatives is not None:
+            shown = self.data.interactions.impression
+            impression = None if shown is None else shown[self.parts["train"]]
+            rows = len(train) if self.batch_size == "auto" else self.batch_size
+            self.negatives.build(train, len(self.data.items), rows, impression)
+
+    def use_batch_size(self, rows: int) -> None:
+        """Train with batches of `rows` rows from now on."""
+        self.batch_size = rows
+        self._build_negatives(self.spec.train)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -277,7 +288,18 @@ class RecDataModule(pl.LightningDataModule):
         return self.pairs(*SEES[stage])
 
     def train_dataloader(self) -> DataLoader[RecBatch]:
-        """Return batches of training pairs."""
+        """Return batches of training pairs.
+
+        Raises:
+            ConfigError: If nobody has looked for their size yet.
+        """
+        if self.batch_size == "auto":
+            raise ConfigError(
+                "the size of a batch is looked for by `llmrs fit` alone",
+                where="data.batch_size",
+                found="auto",
+                allowed="a number",
+            )
         train = self.spec.train
         dataset = PairDataset(
             train,

@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Protocol
 
 from llmrs_lightning.lab.launch import Job, Launcher, end
-from llmrs_lightning.lab.sweep_state import Record, State, clear, complete, tail
+from llmrs_lightning.lab.sweep_state import Record, State, complete, make_way, tail
 from llmrs_lightning.lab.trials import Trial
 
 
@@ -144,7 +144,7 @@ class Pool:
         self.view.changed(trial, record)
 
     def _anew(self, trial: Trial, slot: int) -> Job:
-        clear(trial)
+        make_way(trial, self.state.records.get(trial.name))
         return self.launcher.start(trial, slot)
 
     def _look(self, queue: Queue) -> None:

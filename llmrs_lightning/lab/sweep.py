@@ -55,7 +55,8 @@ Instead of variants and grid, a search by the monitored validation metric (pip i
 An option is laid over the base as on the command line: a part keeps the arguments that are not named, even under
 another class that has them too. `config: clear.yaml`, with `x: null` in it, clears them where x may be null.
 
-The same command goes on where a sweep was stopped: finished trials are kept, half-done ones are run again. A finished
+The same command goes on where a sweep was stopped: finished trials are kept, half-done ones go on from the last state
+that they have saved (run.checkpoint_every), as a trial does that a cluster has put back into its queue. A finished
 trial whose options have changed since is refused; --rerun-changed moves its run to runs/NAME.aside and runs it again.
 The folder of the sweep holds sweep.json (what each trial came to), a log beside each run, and search.journal.
 

@@ -13,9 +13,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from llmrs_lightning.errors import ConfigError, DataError, listing
-from llmrs_lightning.lab.trials import Trial
-from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, SLICES, replacing
+from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing
+from llmrs_lightning.lab.trials import Trial, resolve
+from llmrs_lightning.training.rundir import CONFIG, METRICS, PER_GROUP, PREDICTIONS, SLICES, RunDirectory, replacing
 
 STATE, LOCK = "sweep.json", "sweep.lock"
 TAIL = 20
@@ -138,9 +138,33 @@ def metrics(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / METRICS).read_text(encoding="utf-8")))
 
 
-def clear(trial: Trial) -> None:
-    """Remove what a half-done trial left, so that its name is free."""
+def make_way(trial: Trial, record: Record | None) -> None:
+    """Free the name of a trial, unless it was cut short and goes on from what it has saved.
+
+    Args:
+        trial: The trial.
+        record: What is known of it; None for nothing. One that ended by an error of its own does not go on.
+    """
+    if not trial.run.exists() or (record is not None and _cut_short(record) and _goes_on(trial, record)):
+        return
     shutil.rmtree(trial.run, ignore_errors=True)
+
+
+def _cut_short(record: Record) -> bool:
+    by_signal = record.exit_code is not None and not 0 <= record.exit_code <= 128
+    return record.state in ("running", "stopped") or (record.state == "failed" and by_signal)
+
+
+def _goes_on(trial: Trial, record: Record) -> bool:
+    from llmrs_lightning.training.resume import goes_on
+
+    config = trial.run / CONFIG
+    if record.fingerprint != trial.fingerprint or not config.is_file():
+        return False
+    try:
+        return goes_on(RunDirectory(trial.run), resolve(["--config", str(config)]), resolve(trial.words))
+    except LLMRSError:
+        return False
 
 
 def aside_of(folder: Path) -> Path:

@@ -58,8 +58,8 @@ class Trial:
 
     @property
     def command(self) -> list[str]:
-        """The command that runs it, word by word."""
-        return [sys.executable, "-m", "llmrs_lightning", "fit", *self.words]
+        """The command that runs it, or goes on with it, word by word."""
+        return [sys.executable, "-m", "llmrs_lightning", "fit", *self.words, "--resume=auto"]
 
 
 def word(option: str, value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
-from llmrs_lightning.errors import DataError
+from llmrs_lightning.errors import DataError, is_lost_worker, is_out_of_memory
 from llmrs_lightning.training.rundir import replacing
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class CheckedIO(TorchCheckpointIO):
             with replacing(checksum_of(path)) as temporary:
                 temporary.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
         except (OSError, RuntimeError) as error:  # by the latter torch tells, in other words, of a full disk
+            if is_out_of_memory(error) or is_lost_worker(error):
+                raise
             raise DataError(
                 "the checkpoint cannot be written",
                 where=str(path),

@@ -102,8 +102,8 @@ class RecCLI(LightningCLI):
         parser.add_argument(
             "--resume",
             metavar="RUN",
-            help="Go on with a run that was stopped: its directory, or 'auto' for the newest unfinished one of these "
-            "options, else a new run.",
+            help="Go on with a run that was stopped: its directory, or 'auto' for the unfinished one of these options "
+            "that has come furthest, else a new run.",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
 from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing
+from llmrs_lightning.training import batch_size
 from llmrs_lightning.training.checkpoint import newest
 from llmrs_lightning.training.config import RecCLI, build
-from llmrs_lightning.training.rundir import CONFIG, METRICS, PART, RunDirectory
+from llmrs_lightning.training.rundir import CONFIG, METRICS, RunDirectory
 
 AUTO = "auto"
 #: options that change neither weights nor metrics nor curves, so that a run may go on with others; devices, precision
-#: and workers are not among them: sums are rounded, or dropout drawn, otherwise
+#: and workers are not among them: sums are rounded, or dropout drawn, otherwise. The last two do that too, and are what
+#: lets a run go on whose memory has run out
 MAY_DIFFER = (
     "data.cache_dir",  # where files are found again
     "run.checkpoint_every",  # saving changes nothing
     "run.examples",  # printed at the end
     "run.wandb",  # the dashboard
     "trainer.enable_progress_bar",
+    "data.eval_batch_size",
+    "model.encoder.init_args.encode_chunk",
 )
+
+_FOUND = "data.batch_size"  # a run keeps what `auto` has found
+_CHOSEN = "LLMRS_RESUME"  # in the environment of processes that the first one starts: the run, or nothing
 
 
 def split_off(args: Sequence[str]) -> tuple[str | None, list[str]]:
@@ -38,7 +47,8 @@ def find(word: str, args: Sequence[str]) -> tuple[RecCLI, RunDirectory | None, P
     """Find the run that is to go on.
 
     Args:
-        word: A run directory, or `auto`: the newest unfinished run of the same options in its experiment's folder.
+        word: A run directory, or `auto`: of the unfinished runs of the same options in its experiment's folder the one
+            that has come furthest, as the first of all processes finds it.
         args: Options beside it.
 
     Returns:
@@ -48,7 +58,7 @@ def find(word: str, args: Sequence[str]) -> tuple[RecCLI, RunDirectory | None, P
     Raises:
         LLMRSError: If the run cannot go on, or not with these options.
     """
-    run = _unfinished(args) if word == AUTO else RunDirectory.open(word, "--resume")
+    run = _chosen(args) if word == AUTO else RunDirectory.open(word, "--resume")
     if run is None:
         return build(args), None, None
     if (run.path / METRICS).exists():
@@ -61,34 +71,99 @@ def find(word: str, args: Sequence[str]) -> tuple[RecCLI, RunDirectory | None, P
         )
     run.hold()
     try:
-        for left in run.path.rglob(f".*{PART}"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
         saved = run.saved("last")
         checkpoint = newest(saved) if saved else None
         own = ["--config", str(run.path / CONFIG)]
-        if word != AUTO and args:
-            _check_options(_resolved(own), _resolved([*own, *args]), run)
-        return build([*own, *args]), run, checkpoint  # last, since it seeds the generators
+        options, asked = _resolved(own), _resolved([*own, *args])
+        if word != AUTO:
+            _check_options(options, asked, run)
+        found = [f"--{_FOUND}={options[_FOUND]}"] if asked[_FOUND] == batch_size.AUTO else []
+        return build([*own, *args, *found]), run, checkpoint  # last, since it seeds the generators
     except BaseException:
         run.close()
         raise
 
 
-def _unfinished(args: Sequence[str]) -> RunDirectory | None:
-    """Return the newest run that has no metrics, that nobody is at, and whose options are these."""
-    asked = _resolved(args)
+def _chosen(args: Sequence[str]) -> RunDirectory | None:
+    """Return the run that the first of all processes chooses: what others would find depends on the moment they look.
+
+    Raises:
+        ConfigError: If others cannot hear of it.
+    """
+    cli = build(args)
+    trainer = cli.make_trainer(logger=False, callbacks=[], enable_checkpointing=False)
+    if trainer.world_size == 1:
+        return _unfinished(cli)
+    together = trainer._accelerator_connector.cluster_environment.creates_processes_externally
+    if not together and trainer.num_nodes > 1:
+        raise ConfigError(
+            "processes that are started machine by machine cannot agree on a run so early",
+            where="--resume",
+            found=AUTO,
+            allowed="a run directory; auto under torchrun and SLURM, or on one machine",
+        )
+    if _CHOSEN in os.environ and not trainer.is_global_zero:  # started by the first one
+        chosen = os.environ[_CHOSEN]
+    else:
+        run = _unfinished(cli) if trainer.is_global_zero else None
+        chosen = str(run.path) if run else ""
+        if together:
+            trainer.strategy.setup_environment()
+            chosen = trainer.strategy.broadcast(chosen)
+        else:
+            os.environ[_CHOSEN] = chosen
+        if run is not None:
+            return run
+    return RunDirectory(Path(chosen)) if chosen else None
+
+
+def _unfinished(cli: RecCLI) -> RunDirectory | None:
+    """Return the run that has no metrics, that nobody is at, whose options are these, and that has come furthest.
+
+    Clocks are not asked: they may have been put back. Runs of the same options come to the same results.
+    """
+    asked = _options(cli)
     folder = Path(asked["run.folder"]) / asked["run.experiment"]
-    for path in sorted(folder.glob(f"*/{CONFIG}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        run = RunDirectory(path.parent)
-        if (run.path / METRICS).exists():
+    runs = [RunDirectory(path.parent) for path in sorted(folder.glob(f"*/{CONFIG}"))]
+    for run in sorted(runs, key=_step, reverse=True):
+        if (run.path / METRICS).exists() or _name(run) != asked["run.id"]:
             continue
         try:
-            if not _different(_resolved(["--config", str(path)]), asked):
+            if not _different(_resolved(["--config", str(run.path / CONFIG)]), asked):
                 run.hold()
                 return run
         except LLMRSError:  # of other code, or another process is at it
             continue
     return None
+
+
+def goes_on(run: RunDirectory, own: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Say whether `auto` would go on with a run from a saved state, if nobody is at it.
+
+    Args:
+        run: The run.
+        own: Its resolved options.
+        asked: Those of the command.
+    """
+    if (run.path / METRICS).exists() or _different(dict(_flat(own)), dict(_flat(asked))):
+        return False
+    try:
+        return bool(run.saved("last")) and newest(run.saved("last")).exists()
+    except DataError:  # all damaged
+        return False
+
+
+def _step(run: RunDirectory) -> int:
+    """Return the step of a run's last state, -1 without one."""
+    return max((int(n) for path in run.saved("last") for n in re.findall(r"\d+", path.stem)), default=-1)
+
+
+def _name(run: RunDirectory) -> str | None:
+    """Return what `run.id` a run was given, without building its parts."""
+    try:
+        return cast(str | None, yaml.safe_load((run.path / CONFIG).read_text(encoding="utf-8"))["run"]["id"])
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return None
 
 
 def _check_options(own: Mapping[str, Any], asked: Mapping[str, Any], run: RunDirectory) -> None:
@@ -105,11 +180,16 @@ def _check_options(own: Mapping[str, Any], asked: Mapping[str, Any], run: RunDir
 
 def _different(own: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     names = dict.fromkeys([*own, *asked])
-    return [name for name in names if own.get(name) != asked.get(name) and not name.startswith(MAY_DIFFER)]
+    different = [name for name in names if own.get(name) != asked.get(name) and not name.startswith(MAY_DIFFER)]
+    return [name for name in different if (name, asked.get(name)) != (_FOUND, batch_size.AUTO)]
 
 
 def _resolved(args: Sequence[str]) -> dict[str, Any]:
-    return dict(_flat(yaml.safe_load(build(args).resolved())))
+    return _options(build(args))
+
+
+def _options(cli: RecCLI) -> dict[str, Any]:
+    return dict(_flat(yaml.safe_load(cli.resolved())))
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -90,10 +90,14 @@ class RunDirectory:
     def hold(self) -> None:
         """Keep processes that do not train together with this one out of the directory, until it closes it or ends.
 
+        What a killed process has left half written is removed.
+
         Raises:
             DataError: If another process holds it.
         """
-        if fcntl is not None and self._held is None and not _rank():
+        if self._held is not None or _rank():
+            return
+        if fcntl is not None:
             file = (self.path / _HELD).open("w")
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,6 +107,8 @@ class RunDirectory:
                     "another process trains this run", where=str(self.path), fix="stop it, or wait for its end"
                 ) from error
             self._held = file
+        for left in self.path.rglob(f".*{PART}"):
+            left.unlink(missing_ok=True)
 
     def _claim(self) -> bool:
         """Make the folder unless it is there; of several processes only one succeeds."""

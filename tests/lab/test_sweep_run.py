@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 from lab.sweeping import FakeLauncher, Script, finish, script, sweep_file, until
+from training.resuming import kill_at
+from training.resuming import run as fit
 
 from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
@@ -21,8 +23,9 @@ from llmrs_lightning.lab.launch import ProcessLauncher, end
 from llmrs_lightning.lab.sweep import run
 from llmrs_lightning.lab.sweep_file import load_sweep
 from llmrs_lightning.lab.sweep_spec import Parallel, Sweep
-from llmrs_lightning.lab.sweep_state import Record, State, locked
+from llmrs_lightning.lab.sweep_state import Record, State, locked, make_way
 from llmrs_lightning.lab.trials import Trial, check, expand
+from llmrs_lightning.training.module import JointRecommender
 
 CRASHES = "a-seed1"
 
@@ -246,7 +249,7 @@ def test_a_killed_sweep_of_real_trials_goes_on(
     """The same with commands that train."""
     variants = {
         "quick": {},
-        "long": {"trainer.max_epochs": 40},
+        "long": {"trainer.max_epochs": 40, "run.checkpoint_every": 1},
         "bad": {"data": {"source": {"class_path": "FileSource", "init_args": {"interactions": "no.parquet"}}}},
     }
     file = sweep_file(tmp_path, variants=variants, parallel={"jobs": 2, "threads": 1, "devices": "cpu"})
@@ -272,9 +275,41 @@ def test_a_killed_sweep_of_real_trials_goes_on(
     }
     assert (folder / "quick-seed0" / "metrics.json").stat().st_mtime_ns == written  # it was left alone
     assert json.loads((folder / "long-seed0" / "metrics.json").read_text())["epochs"] == 40
+    assert f"goes on from {folder}/long-seed0/checkpoints/last-step" in (folder / "long-seed0.log").read_text()
     assert found["bad-seed0"].exit_code == 2
     assert "no.parquet" in found["bad-seed0"].message
     assert f"llmrs compare {folder}/quick-seed0 {folder}/long-seed0" in capsys.readouterr().out
+
+
+def test_a_trial_that_was_cut_short_goes_on_and_comes_to_the_same(tmp_path: Path) -> None:
+    options = {"run.checkpoint_every": 1, "trainer.max_epochs": 2}
+    file = sweep_file(tmp_path, variants={"whole": options, "cut": options})
+    whole, cut = check(expand(load_sweep(file)), "")
+    assert fit(list(whole.command[3:])) == 0
+    assert fit(list(cut.command[3:]), kill_at(JointRecommender, "training_step", 5)) == -9
+    record = Record("running", cut.fingerprint, cut.command)
+
+    make_way(cut, record)
+    assert fit(list(cut.command[3:]), output=cut.log) == 0
+    assert f"goes on from {cut.run}/checkpoints/last-step4.ckpt" in cut.log.read_text()
+    mine, theirs = (json.loads((trial.run / "metrics.json").read_text()) for trial in (cut, whole))
+    assert (mine["test"], mine["monitor"]) == (theirs["test"], theirs["monitor"])
+
+
+@pytest.mark.parametrize("why", ["options", "error", "no state", "damaged", "signal"])
+def test_a_trial_that_cannot_go_on_starts_anew(why: str, tmp_path: Path) -> None:
+    (trial,) = check(expand(load_sweep(sweep_file(tmp_path, options={"run.checkpoint_every": 1}))), "")
+    assert fit(list(trial.command[3:]), kill_at(JointRecommender, "training_step", 2)) == -9
+    record = Record("stopped", "another" if why == "options" else trial.fingerprint, trial.command)
+    (state,) = (trial.run / "checkpoints").glob("last*.ckpt")
+    if why in ("error", "signal"):
+        record.state, record.exit_code = "failed", 1 if why == "error" else -9
+    elif why == "no state":
+        state.unlink()
+    elif why == "damaged":
+        state.write_bytes(b"half")
+    make_way(trial, record)
+    assert trial.run.exists() == (why == "signal")
 
 
 def test_a_dry_run_says_the_commands_and_leaves_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,7 +104,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] * (c == "whitening")) for c in CASES])
 def test_a_folder_gives_the_same_lists(
     case: str, tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +126,7 @@ def test_members_without_language_model(tmp_path: Path) -> None:
     check_same(saved, Recommender.from_pretrained(tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_a_scorer_that_reads_words_of_a_language_model(tiny_bert: str, tmp_path: Path) -> None:
     cnn = {"class_path": "TextCNNScorer", "init_args": {"pretrained": tiny_bert, "filters": 2, "size": 4}}
     saved = trained(tmp_path, {"scorers": {"cnn": cnn}}, TEXTS)

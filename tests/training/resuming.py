@@ -37,6 +37,7 @@ def write_config(model: str, folder: Path, **options: Any) -> Path:
                 "mf": {"class_path": "MFScorer"},
             },
             "optimizer": {"learning_rate": 0.01, "encoder_learning_rate": 0.001},
+            "ks": [10],
         },
         "data": {
             "source": {"class_path": "Checkerboard", "init_args": {"num_users": 24, "num_items": 18, "noise": 0.2}},

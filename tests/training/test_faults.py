@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -79,6 +83,36 @@ def test_a_table_that_finds_the_disk_full_leaves_a_run_whose_test_can_be_done_ag
     assert not list(path.glob("*.parquet"))
     assert run(["fit", "--resume", path]) == 0
     assert left_by(path)["metrics"]["epochs"] == 1
+
+
+@pytest.mark.parametrize("place", ["training_step", pytest.param("validation_step", marks=pytest.mark.slow)])
+def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on(place: str, config: Path, tmp_path: Path) -> None:
+    """The system kills workers for their memory; here it is one that waits for more work."""
+
+    def prepare() -> None:
+        real, calls = getattr(JointRecommender, place), []
+
+        def instead(self: JointRecommender, *args: Any) -> Any:
+            calls.append(place)
+            if len(calls) == (1 if place == "validation_step" else 3):
+                os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+            return real(self, *args)
+
+        setattr(JointRecommender, place, instead)
+
+    words = ["fit", "--config", config, "--run.id", "one", "--data.num_workers", 2, "--data.eval_batch_size", 4]
+    began, path = time.monotonic(), tmp_path / "runs" / "killed" / "one"
+    assert run(words, prepare, tmp_path / "output") == 2
+    assert time.monotonic() - began < 120
+    said = (tmp_path / "output").read_text()
+    stage = "validation" if place == "validation_step" else "training"
+    assert f"llmrs fit: a process that loads batches has ended before its time, in {stage}, epoch 0, step " in said
+    assert f"where:    {path}, data.num_workers 2\n" in said
+    assert "killed by signal: Killed" in said or "exited unexpectedly" in said
+    assert f"to go on: llmrs fit --resume {path}; " in said
+    assert "Traceback" not in said
+    assert states(path)
+    assert run(["fit", "--resume", path]) == 0
 
 
 @pytest.fixture

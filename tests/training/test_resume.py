@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -9,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from training.resuming import kill_after, kill_at, left_by, run, start, wait, wr
 from llmrs_lightning import commands
 from llmrs_lightning.cli import main
 from llmrs_lightning.data.samplers import Shuffled
+from llmrs_lightning.training import keep, rundir
 from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.resume import split_off
+from llmrs_lightning.training.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +72,7 @@ def states(path: Path) -> list[str]:
         slow(JointRecommender, "on_train_epoch_start", 2, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(CheckedIO, "save_checkpoint", 4, ["last-step2.ckpt", "last-step4.ckpt"]),
         slow(JointRecommender, "training_step", 8, ["last-step5.ckpt", "last-step6.ckpt"]),
-        (commands, "_write_tables", 1, ["last-step10.ckpt", "last-step8.ckpt"]),
+        slow(commands, "_write_tables", 1, ["last-step10.ckpt", "last-step8.ckpt"]),
     ],
     ids=[
         "before the first state",
@@ -120,21 +125,72 @@ def test_a_damaged_state_gives_way_to_the_one_before(config: Path, folder: Path,
     assert left_by(path) == whole
 
 
-def test_a_run_goes_on_where_it_was_moved_to_and_auto_finds_it(
-    config: Path, folder: Path, whole: dict[str, Any], capsys: pytest.CaptureFixture[str]
+def clock_put_back(place: int, hours: int) -> Callable[[], None]:
+    """Return what puts all clocks back, as a machine's owner may, right before the `place`-th step."""
+
+    def prepare() -> None:
+        real, now, calls = JointRecommender.training_step, time.time, []
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz: Any = None) -> Any:
+                return cls.fromtimestamp(time.time(), tz)
+
+        def put_back() -> None:
+            time.time = lambda: now() - 3600 * hours  # type: ignore[assignment]
+            time.time_ns = lambda: int(time.time() * 1e9)
+
+        def instead(*args: Any) -> Any:
+            calls.append(now)
+            if len(calls) == place:
+                put_back()
+            return real(*args)
+
+        JointRecommender.training_step = instead  # type: ignore[method-assign]
+        rundir.datetime = Clock  # type: ignore[misc]
+        if not place:
+            put_back()
+
+    return prepare
+
+
+def test_a_clock_that_is_put_back_changes_nothing(config: Path, folder: Path, whole: dict[str, Any]) -> None:
+    path = folder / "runs" / "killed" / "clock"
+    words = ["fit", "--config", config, "--run.id", "clock", "--run.checkpoint_every", "null"]
+
+    def prepare() -> None:
+        keep._SECONDS, keep._SHARE = 0.0, 1e9  # after each step, by the clock
+        clock_put_back(4, 5)()
+
+    assert run(words, prepare) == 0
+    left = left_by(path)
+    assert (left["weights"], left["curves"]) == (whole["weights"], whole["curves"])
+    assert all(0 <= value < 600 for value in json.loads((path / "metrics.json").read_text())["seconds"].values())
+
+
+def test_auto_takes_the_run_that_has_come_furthest_wherever_it_was_moved_to_and_whatever_clocks_say(
+    config: Path, folder: Path, whole: dict[str, Any]
 ) -> None:
-    words = ["fit", "--config", config, "--run.experiment", "moved"]
+    words, runs = ["fit", "--config", config, "--run.experiment", "moved"], folder / "runs" / "moved"
     assert run(words, kill_at(JointRecommender, "training_step", 9)) == -9
-    (first,) = (folder / "runs" / "moved").iterdir()
-    path = first.rename(first.with_name("elsewhere"))
-    other = [*words, "--seed_everything", "1", "--resume", "auto"]
-    assert run(other, kill_at(JointRecommender, "training_step", 1), folder / "output") == -9  # not a run of this seed
+    (first,) = runs.iterdir()
+
+    def prepare() -> None:
+        clock_put_back(0, 5)()
+        kill_at(JointRecommender, "training_step", 4)()
+
+    assert run(words, prepare) == -9
+    (other,) = set(runs.iterdir()) - {first}
+    assert other.name < first.name  # begun later, as it was
+    path = first.rename(runs / "elsewhere")
+    another = [*words, "--seed_everything", "1", "--resume", "auto"]
+    assert run(another, kill_at(JointRecommender, "training_step", 1), folder / "output") == -9  # no run of this seed
     assert "no unfinished run has these options" in (folder / "output").read_text()
     # what may differ does
     assert run([*words, "--resume", "auto", "--run.checkpoint_every", "3"], output=folder / "output") == 0
     assert f"goes on from {path}/checkpoints/last-step8.ckpt" in (folder / "output").read_text()
-    assert left_by(path)["weights"] == whole["weights"]
-    assert left_by(path)["curves"] == whole["curves"]
+    left = left_by(path)
+    assert (left["weights"], left["curves"]) == (whole["weights"], whole["curves"])
 
 
 # ---- signals
@@ -229,6 +285,13 @@ def test_a_finished_run_is_refused(
 
 def test_what_is_no_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "is no run directory\n  where:    --resume" in refused(capsys, "--resume", folder / "nowhere")
+
+
+def test_processes_that_cannot_agree_on_a_run_ask_for_its_name(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = ["--trainer.num_nodes", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    assert "allowed:  a run directory; " in refused(capsys, "--config", config, *several, "--resume", "auto")
 
 
 def test_other_options_are_refused_by_name(stopped: Path, config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -329,11 +392,16 @@ def test_two_processes_that_were_stopped_go_on(tiny_bert: str, tmp_path: Path) -
     config = write_config(tiny_bert, tmp_path, run__checkpoint_every=3, **options)
     whole, path = tmp_path / "runs" / "killed" / "whole", tmp_path / "runs" / "killed" / "one"
 
-    def fit(*words: object, stop_at: int = 0, number: int = signal.SIGKILL) -> tuple[int, str]:
-        """Fit in two processes; send a signal once a state is saved, SIGTERM to the first one alone."""
-        command = [sys.executable, "-m", "llmrs_lightning", "fit", *map(str, words)]
+    def fit(*words: object, stop_at: int = 0, number: int = signal.SIGKILL, together: bool = False) -> tuple[int, str]:
+        """Fit in two processes, started by the first one or together; send a signal once a state is saved.
+
+        SIGTERM goes to the first one alone.
+        """
+        command = ["-m", "llmrs_lightning", "fit", "--config", config, "--run.id", *words]
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"] if together else []
         with (tmp_path / "output").open("w") as output:
-            process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+            words = sys.executable, *torchrun, *map(str, command)
+            process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)
             while stop_at and not (path / "checkpoints" / f"last-step{stop_at}.ckpt").exists():
                 assert process.poll() is None, (tmp_path / "output").read_text()
                 time.sleep(0.01)
@@ -341,13 +409,20 @@ def test_two_processes_that_were_stopped_go_on(tiny_bert: str, tmp_path: Path) -
                 (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
             return process.wait(), (tmp_path / "output").read_text()
 
-    assert fit("--config", config, "--run.id", "whole")[0] == 0
-    assert fit("--config", config, "--run.id", "one", stop_at=12)[0] == -9
-    code, said = fit("--resume", path, stop_at=27, number=signal.SIGTERM)
+    assert fit("whole")[0] == 0
+    assert fit("one", stop_at=12)[0] == -9
+    code, said = fit("one", "--resume", "auto", stop_at=27, number=signal.SIGTERM)
     assert code == 143, said
-    code, said = fit("--resume", path)
+    # the first process alone knows that another one is at the run that has come furthest
+    busy = Path(shutil.copytree(path, tmp_path / "runs" / "killed" / "busy"))
+    for state in (busy / "checkpoints").glob("last*"):
+        state.rename(state.with_name(state.name.replace("last-step2", "last-step92")))
+    holder = RunDirectory(busy)
+    holder.hold()
+    code, said = fit("one", "--resume", "auto", together=True)
+    holder.close()
     assert code == 0, said
-    assert "goes on from" in said
+    assert f"goes on from {path}" in said
     left, expected = left_by(path), left_by(whole)
     for name, value in expected["metrics"]["test"]["fused"].items():
         assert left["metrics"]["test"]["fused"][name] == pytest.approx(value, abs=1e-6, nan_ok=True), name
