@@ -1,15 +1,16 @@
 """Rows a second of whole training steps in one process and in two, which share gradients over gloo.
 
-    python tests/benchmarks/bench_processes.py [--model all-MiniLM-L6-v2] [--rows 128] [--rounds 5] [--way NAME]
+    python -m tests.benchmarks.bench_processes [--model all-MiniLM-L6-v2] [--rows 128] [--rounds 5] [--way NAME]
 
 Each process has a core and a thread of its own; what they train is the recommender, all layers tuned, as `llmrs fit`
 does with `trainer.strategy: ddp`, whose all-reduce runs while the backward pass goes on. Efficiency is rows/s of two
 processes over twice those of one. Steps of one process and of two take turns, and medians count; the first round does
 not.
 
-  own     twice the rows in two processes, no text twice: each has the tokens of the one process
-  rows    the same rows in one process and in two, no text twice: each of the two has half the tokens
-  shared  the same rows, which share texts: each process encodes those of its rows, so some are encoded twice
+  own       twice the rows in two processes, no text twice: each has the tokens of the one process
+  rows      the same rows in one process and in two, no text twice: each of the two has half the tokens
+  per_rank  the same rows, which share texts: each process encodes those of its rows, so some are encoded twice
+  global    the same rows; the processes part the texts of all, and gather the vectors
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ from llmrs_lightning.training.config import build
 from llmrs_lightning.training.prepare import prepare
 
 WORDS = ("garden", "music", "travel", "coffee", "books", "winter", "river", "city", "paper", "stone", "morning", "lamp")
-WAYS = {"own": (2, False), "rows": (1, False), "shared": (1, True)}  # rows beside those of one process; texts shared
+WAYS = {  # rows beside those of one process; whether they share texts; over which rows a text is encoded once
+    "own": (2, False, "per_rank"),
+    "rows": (1, False, "per_rank"),
+    "per_rank": (1, True, "per_rank"),
+    "global": (1, True, "global"),
+}
 _SHARED = 0.8  # users, and items, a row of a batch
 _BATCHES = 64  # of one process, in the data
 
@@ -140,7 +146,7 @@ def write_data(folder: Path, rows: int, shared: bool) -> dict[str, Any]:
     return {"class_path": "FileSource", "init_args": paths}
 
 
-def write_config(folder: Path, model: str, source: dict[str, Any], rows: int, processes: int) -> Path:
+def write_config(folder: Path, model: str, source: dict[str, Any], rows: int, processes: int, texts: str) -> Path:
     """Write the configuration of a training that does not end by itself."""
     several = {"devices": processes, "strategy": "ddp"} if processes > 1 else {"devices": 1}
     config = {
@@ -164,6 +170,7 @@ def write_config(folder: Path, model: str, source: dict[str, Any], rows: int, pr
             "user_text": {"template": "{text}"},
             "item_text": {"template": "{text}"},
             "batch_size": rows,
+            "distinct_texts": texts,
         },
     }
     path = folder / f"{processes}-{rows}.yaml"
@@ -220,12 +227,12 @@ class Group:
 
 def measure(model: str, rows: int, rounds: int, steps: int, way: str, folder: Path) -> list[tuple[int, Steps]]:
     """Return rows a step, and the medians of the steps, of one process and of two."""
-    times, shared = WAYS[way]
+    times, shared, texts = WAYS[way]
     source = write_data(folder, rows, shared)
     with ExitStack() as stack:
         groups = []
         for processes, size in ((1, rows), (2, times * rows)):
-            group = Group.start(write_config(folder, model, source, size, processes), processes, steps)
+            group = Group.start(write_config(folder, model, source, size, processes, texts), processes, steps)
             groups.append((size, stack.enter_context(group), []))
         for number in range(rounds + 1):
             for _, group, found in groups:

@@ -1,13 +1,8 @@
 """The benchmark of processes counts what they encode and send."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from bench_processes import measure
+from benchmarks.bench_processes import measure
 
 
 @pytest.mark.slow
