@@ -19,6 +19,7 @@ from llmrs_lightning.data.negatives import HardNegatives
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
+from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
@@ -174,6 +175,18 @@ class JointRecommender(pl.LightningModule):
         ignored = [f"scorers.{name}.{b}" for name, s in self._fitted.items() for b, _ in s.named_buffers()]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)  # type: ignore[no-untyped-call]
         self._built = True
+
+    def extend(self, side: SideName, table: SideTable) -> None:
+        """Know more users (or items) than were trained, behind the others, by what `table` says; their ids are unknown.
+
+        Args:
+            side: Which side.
+            table: Their categories and numbers, as `SideTable.encode` reads them.
+        """
+        rows = self.get_buffer(f"{side}_rows")
+        self.register_buffer(f"{side}_rows", torch.cat([rows, rows.new_zeros(table.num_rows)]), persistent=False)
+        if self.behaviour is not None:
+            self.behaviour.extend(side, table)
 
     @property
     def members(self) -> dict[str, Scorer]:
