@@ -27,6 +27,7 @@ COMMANDS = {
         "one configuration x variants x seeds, each a process and run directory of its own",
     ),
     "recommend": ("commands", "recommend", "best items for known users, or for a new user described in words"),
+    "index": ("recommend.command", "index", "what lists need of the items, computed once, and an index of candidates"),
     "export": ("recommend.command", "export", "a run's recommender as a folder that needs no other file"),
 }
 

@@ -376,13 +376,15 @@ def recommend(args: Sequence[str]) -> None:
     parser.add_argument("--allow", nargs="+", help="ids of the only items to recommend")
     parser.add_argument("--deny", nargs="+", help="ids of items to leave out")
     parser.add_argument("--dedup-by", help="items column; of items with one value only the best is kept")
+    parser.add_argument("--store", help="folder that llmrs index wrote for this run")
+    parser.add_argument("--candidates", type=int, help="score so many items of the store's index for a user, not all")
     parser.add_argument("--out", help="write the lists to a .csv, .jsonl or .parquet file instead of printing them")
     known, overrides = parser.parse_known_args(args)
     if known.out:
         _check_suffix(known.out)
     if overrides:
         parser.error(f"unknown options: {' '.join(overrides)}")
-    lists = Recommender.from_run(known.run).recommend(
+    lists = Recommender.from_run(known.run, store=known.store).recommend(
         known.users,
         known.k,
         texts=known.text,
@@ -390,6 +392,7 @@ def recommend(args: Sequence[str]) -> None:
         allow=known.allow,
         deny=known.deny,
         dedup_by=known.dedup_by,
+        candidates=known.candidates,
     )
     if known.out:
         _write(lists, known.out)

@@ -54,6 +54,8 @@ class WeightedAverage(Fusion):
 
     def fuse(self, members: Tensor, features: PairFeatures) -> Tensor:
         """Average (..., M, C) to (..., C)."""
+        if len(self.members) == 1 and not self.learned:
+            return members.squeeze(-2)
         return (members * self.weights.unsqueeze(-1)).sum(-2)
 
     def summary(self) -> dict[str, float]:

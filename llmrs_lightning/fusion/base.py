@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llmrs_lightning.scorers.base import GRID_ELEMENTS
+from llmrs_lightning.scorers.base import grid_elements
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ class Fusion(nn.Module, ABC):
 
     def grid(self, members: Tensor, features: PairFeatures) -> Tensor:
         """Fuse every cell, (U, N, M, C) and features of U users and N items, to (U, N, C), in chunks of users."""
-        size = max(GRID_ELEMENTS // max(members.shape[1] * self.cell_size, 1), 1)
+        size = max(grid_elements(members.device) // max(members.shape[1] * self.cell_size, 1), 1)
         users = features.user.unsqueeze(1)
         starts = range(0, max(len(members), 1), size)
         chunks = [self(members[i : i + size], PairFeatures(users[i : i + size], features.item)) for i in starts]
-        return torch.cat(chunks)
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def reset(self) -> None:
         """Forget the pairs that `summary` speaks of, before an evaluation."""

@@ -107,7 +107,8 @@ def ranking_metrics_and_found(
         values = {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
         return values, Found(row, item, scores.new_zeros(len(ks), 0, dtype=torch.float64))
 
-    top, block, num_relevant = _rank(scores.detach(), relevant, max(ks), candidates)
+    top, block = _rank(scores.detach(), relevant, max(ks), candidates)
+    num_relevant = torch.bincount(row, minlength=len(scores))
     last = torch.tensor([min(k, top.shape[1]) for k in ks], device=scores.device).unsqueeze(1) - 1
     edge, score = top[row, last], scores.detach()[row, item]
     # of the block of ties that position k lies in, as many are in the top k as it has places there
@@ -172,39 +173,45 @@ def metrics_of_ties(block: TieBlocks, num_relevant: Tensor, ks: Sequence[int]) -
     return {name: values[name].masked_fill(~defined, torch.nan) for name in ranking_metric_names(ks)}
 
 
-def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[Tensor, TieBlocks, Tensor]:
-    """Find scores and tie blocks of the first `depth` positions, and the number (U,) of relevant items."""
+def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[Tensor, TieBlocks]:
+    """Find scores and tie blocks of the first `depth` positions."""
     if not scores.is_floating_point():
         scores = scores.double()
     if candidates is not None:
         scores = scores.masked_fill(~candidates, -torch.inf)
-    require_no_nan(scores, "scores")
-
     depth = min(depth, scores.shape[1])
-    top, items = scores.topk(depth, dim=1)
+    top, items = scores.topk(min(depth + 1, scores.shape[1]), dim=1)
+    if bool(top[:, 0].isnan().any()):  # they come first
+        require_no_nan(scores, "scores")
+    following, top, items = top[:, depth:], top[:, :depth], items[:, :depth]
     # Where non-candidates share the value -inf with candidates, `items` may name the wrong ones. They are in the last
     # block then, and its counts come from the full row below.
     flags = relevant.gather(1, items)
     position = torch.arange(depth, device=scores.device)
-    edge = top[:, 1:] != top[:, :-1]
-    outer = torch.ones_like(edge[:, :1]) if depth > 1 else torch.ones_like(flags)
-    opens, closes = torch.cat([outer, edge], 1), torch.cat([edge, outer], 1)
+    changes = top[:, 1:] != top[:, :-1]
+    outer = torch.ones_like(changes[:, :1]) if depth > 1 else torch.ones_like(flags)
+    opens, closes = torch.cat([outer, changes], 1), torch.cat([changes, outer], 1)
     start = torch.where(opens, position, 0).cummax(1).values
     end = torch.where(closes, position + 1, depth).flip(1).cummin(1).values.flip(1)
     so_far = torch.nn.functional.pad(flags.cumsum(1), (1, 0))
     before = so_far.gather(1, start)
     within = so_far.gather(1, end) - before
 
-    # Only the block of the last value can go on below position K.
-    tied = scores == top[:, -1:]
+    size, edge = end - start, top[:, -1:]
+    # Only the block of the last value can go on below position K, and in few rows it does.
+    goes_on = (following == edge).any(1)
     if candidates is not None:
-        tied &= candidates
-    last = top == top[:, -1:]
-    size = torch.where(last, tied.sum(1, keepdim=True), end - start)
-    within = torch.where(last, (tied & relevant).sum(1, keepdim=True), within)
+        goes_on |= edge.squeeze(1) == -torch.inf
+    rows = goes_on.nonzero().squeeze(1)
+    tied = scores[rows] == edge[rows]
+    if candidates is not None:
+        tied &= candidates[rows]
+    last = top[rows] == edge[rows]
+    size[rows] = torch.where(last, tied.sum(1, keepdim=True), size[rows])
+    within[rows] = torch.where(last, (tied & relevant[rows]).sum(1, keepdim=True), within[rows])
     if candidates is not None:
         within = within.masked_fill(position >= candidates.sum(1, keepdim=True), 0)
-    return top, TieBlocks(start, size, within, before), relevant.sum(1)
+    return top, TieBlocks(start, size, within, before)
 
 
 def auc(scores: Tensor, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The folder that a recommender is exported to: its files, written whole, and read only as they were written."""
+"""Folders that hold a recommender, or what its lists need: written whole, and read only as they were written."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,37 +23,100 @@ MANIFEST, CONFIG, WEIGHTS, METRICS, CARD = (
 )
 ENCODER = "encoder"
 TABLES = {name: f"data/{name}.parquet" for name in ("users", "items", "interactions")}
-FORMAT, VERSION = "llmrs_lightning recommender", 1
 #: none of these can hold code or pickles; .model is a vocabulary, .jinja a text
 _SUFFIXES = (".json", ".yaml", ".safetensors", ".parquet", ".txt", ".model", ".jinja")
 _WHOLE = "a folder as Recommender.save_pretrained has written it"
-_AGAIN = "copy or download the folder again, or export the run again"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a folder holds.
+
+    Args:
+        name: What messages call it.
+        format: What its manifest says it is.
+        version: Version of the format.
+        again: How to come by a whole one.
+    """
+
+    name: str
+    format: str
+    version: int
+    again: str
+
+    def at(self, folder: Path) -> bool:
+        """Say whether a folder holds this, of whatever format version."""
+        try:
+            return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == self.format)
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def manifest(self, folder: Path) -> dict[str, Any]:
+        """Read the manifest of a folder that holds this.
+
+        Raises:
+            DataError: If it has another format version, or names no files.
+        """
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if manifest.get("version") != self.version:
+            raise DataError(
+                f"the {self.name} has another format",
+                where=str(folder / MANIFEST),
+                found=f"version {manifest.get('version')}",
+                allowed=f"version {self.version}",
+                fix=f"use llmrs_lightning {_writer(manifest)}, which wrote it; or {self.again}",
+            )
+        files = manifest.get("files")
+        whole = isinstance(files, dict) and all(
+            isinstance(f, dict) and {"bytes", "sha256"} <= f.keys() for f in files.values()
+        )
+        if not whole:
+            raise DataError("the manifest names no files", where=str(folder / MANIFEST), fix=self.again)
+        return manifest
+
+    def check(self, folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Check that files are there as the manifest tells.
+
+        Raises:
+            DataError: If one is missing or damaged.
+        """
+        for name, written in files.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != written["bytes"] or sha256_of(path) != written["sha256"]:
+                raise DataError(
+                    f"a file of the {self.name} is {'missing' if size is None else 'damaged'}",
+                    where=str(path),
+                    found="no file" if size is None else f"{size:,} bytes" + ", changed" * (size == written["bytes"]),
+                    allowed=f"the {written['bytes']:,} bytes that were written",
+                    fix=self.again,
+                )
+
+
+EXPORT = Kind("export", "llmrs_lightning recommender", 1, "copy or download the folder again, or export the run again")
 
 
 def is_export(folder: Path) -> bool:
     """Say whether a folder holds an exported recommender, of whatever format version."""
-    try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
-    except (OSError, ValueError, LookupError, TypeError):
-        return False
+    return EXPORT.at(folder)
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[Path]:
+def written(folder: Path, kind: Kind = EXPORT) -> Iterator[Path]:
     """Give a new folder that takes the place of `folder` at the end; all or nothing.
 
     Raises:
-        ConfigError: If there is something at `folder` that is neither an empty folder nor an export.
+        ConfigError: If there is something at `folder` that is neither an empty folder nor of this kind.
         DataError: If the files cannot be written.
     """
     folder = folder.expanduser().resolve()
     there = folder.exists()
-    if there and not (folder.is_dir() and (is_export(folder) or not any(folder.iterdir()))):
+    if there and not (folder.is_dir() and (kind.at(folder) or not any(folder.iterdir()))):
         raise ConfigError(
             "something else is there, which is not replaced",
             where=str(folder),
             found=listing(sorted(p.name for p in folder.iterdir())) if folder.is_dir() else "a file",
-            allowed="a new or an empty folder, or an earlier export",
+            allowed=f"a new or an empty folder, or an earlier {kind.name}",
             fix="name another folder",
         )
     new, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
@@ -63,7 +127,7 @@ def written(folder: Path) -> Iterator[Path]:
             os.rename(folder, old)
         os.rename(new, folder)
     except OSError as error:
-        raise DataError("the export cannot be written", where=str(folder), found=str(error)) from error
+        raise DataError(f"the {kind.name} cannot be written", where=str(folder), found=str(error)) from error
     finally:
         if old.exists() and not folder.exists():
             os.rename(old, folder)
@@ -71,7 +135,7 @@ def written(folder: Path) -> Iterator[Path]:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+def seal(folder: Path, facts: Mapping[str, Any], kind: Kind = EXPORT) -> None:
     """Write the manifest: `facts`, and sizes and hashes of all files but the model card, which may be edited."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {
@@ -79,7 +143,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         for name, path in paths.items()
         if name not in (CARD, MANIFEST)
     }
-    manifest = {"format": FORMAT, "version": VERSION, **facts, "files": files}
+    manifest = {"format": kind.format, "version": kind.version, **facts, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
@@ -99,21 +163,12 @@ def verified(folder: Path) -> dict[str, Any]:
             allowed=_WHOLE,
             fix="this is a run directory: load it with Recommender.from_run" if is_run else "",
         )
-    manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    if manifest.get("version") != VERSION:
-        raise DataError(
-            "the export has another format",
-            where=str(folder / MANIFEST),
-            found=f"version {manifest.get('version')}",
-            allowed=f"version {VERSION}",
-            fix=f"use llmrs_lightning {_writer(manifest)}, which wrote it, or export the run again",
-        )
-    files = manifest.get("files")
-    if not isinstance(files, dict) or not {CONFIG, WEIGHTS, *TABLES.values()} <= files.keys():
-        raise DataError("the manifest names no files", where=str(folder / MANIFEST), allowed=_WHOLE, fix=_AGAIN)
+    manifest = EXPORT.manifest(folder)
+    files = manifest["files"]
+    if not {CONFIG, WEIGHTS, *TABLES.values()} <= files.keys():
+        raise DataError("the manifest names no files", where=str(folder / MANIFEST), allowed=_WHOLE, fix=EXPORT.again)
     _check_kinds(folder, list(files))
-    for name, written in files.items():
-        _check_file(folder / name, written)
+    EXPORT.check(folder, files)
     return manifest
 
 
@@ -128,21 +183,8 @@ def _check_kinds(folder: Path, names: list[str]) -> None:
             where=str(folder),
             found=listing(strange),
             allowed=f"in {ENCODER} what the manifest lists, of the kinds {listing(_SUFFIXES)}",
-            fix=_AGAIN,
+            fix=EXPORT.again,
         )
-
-
-def _check_file(path: Path, written: Mapping[str, Any]) -> None:
-    size = path.stat().st_size if path.is_file() else None
-    if size == written["bytes"] and sha256_of(path) == written["sha256"]:
-        return
-    raise DataError(
-        "a file of the export is missing" if size is None else "a file of the export is damaged",
-        where=str(path),
-        found="no file" if size is None else f"{size:,} bytes" + (", changed" if size == written["bytes"] else ""),
-        allowed=f"the {written['bytes']:,} bytes that were written",
-        fix=_AGAIN,
-    )
 
 
 def _writer(manifest: Mapping[str, Any]) -> str:

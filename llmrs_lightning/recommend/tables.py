@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from datasets import Dataset
 
 from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.schema import PARTS, hash_array
 from llmrs_lightning.data.text import TextTemplate
 from llmrs_lightning.recommend.folder import TABLES
@@ -78,17 +79,23 @@ def write(data: RecDataModule, folder: Path) -> None:
 def inputs(data: RecDataModule) -> dict[str, str]:
     """Hash what the model reads of users and items beside ids and events: columns, and today's texts as tokens."""
     found = {"columns": hashlib.sha256(data.spec.users.content() + data.spec.items.content()).hexdigest()}
-    horizon, digest = data.horizon("now"), hashlib.sha256()
-    if horizon.texts is None:
+    if data.horizon("now").texts is None:
         return found
+    digest = hashlib.sha256()
     for side, size in zip(SIDES, (len(data.data.users), len(data.data.items)), strict=True):
-        numbers = horizon.text_numbers(side, np.arange(size))
-        if numbers is not None:
-            for start in range(0, size, _ROWS):
-                tokens, mask = horizon.texts.store.padded(numbers[start : start + _ROWS])
-                hash_array(digest, mask.sum(1), "<i8")
-                hash_array(digest, tokens[mask], "<i8")
+        hash_texts(digest, data, side, size)
     return found | {"tokens": digest.hexdigest()}
+
+
+def hash_texts(digest: hashlib._Hash, data: RecDataModule, side: SideName, size: int) -> None:
+    """Add today's texts of the first `size` users (or items), as tokens."""
+    horizon = data.horizon("now")
+    numbers = horizon.text_numbers(side, np.arange(size))
+    if horizon.texts is not None and numbers is not None:
+        for start in range(0, size, _ROWS):
+            tokens, mask = horizon.texts.store.padded(numbers[start : start + _ROWS])
+            hash_array(digest, mask.sum(1), "<i8")
+            hash_array(digest, tokens[mask], "<i8")
 
 
 def _event_columns(data: RecDataModule) -> list[str]:

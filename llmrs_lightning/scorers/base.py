@@ -12,6 +12,12 @@ from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features.combine import Side, SideSizes
 
 GRID_ELEMENTS = 2**24
+_CACHED = 2**20  # a processor is two to three times faster while a chunk stays in its cache
+
+
+def grid_elements(device: torch.device) -> int:
+    """Return how many values a chunk of a grid holds at a time."""
+    return min(GRID_ELEMENTS, _CACHED) if device.type == "cpu" else GRID_ELEMENTS
 
 
 def directions(num_outputs: int) -> Tensor:
@@ -52,8 +58,13 @@ class Scorer(nn.Module, ABC):
         users = users if self.needs_past else replace(users, past=None)
         return torch.as_tensor(self(users[row], items))
 
-    def grid(self, users: Side, items: Side) -> Tensor:
+    def grid(self, users: Side, items: Side, prepared: tuple[Tensor, ...] | None = None) -> Tensor:
         """Score every user (U) with every item (N), as (U, N, C), in chunks of users.
+
+        Args:
+            users: The users.
+            items: The items.
+            prepared: What `prepare_items` returned for these items; None computes it.
 
         Raises:
             ConfigError: If the scorer can only score pairs.
@@ -64,13 +75,13 @@ class Scorer(nn.Module, ABC):
                 where="model.scorers",
                 fix="set model.ranking to false, and let it re-rank a list of candidates",
             )
-        prepared = self.prepare_items(items)
-        size = max(GRID_ELEMENTS // max(self.grid_width(items), 1), 1)
+        prepared = self.prepare_items(items) if prepared is None else prepared
+        size = max(grid_elements(users.features.device) // max(self.grid_width(items), 1), 1)
         chunks = [self.grid_chunk(users[i : i + size], prepared) for i in range(0, max(len(users), 1), size)]
-        return torch.cat(chunks)
+        return chunks[0] if len(chunks) == 1 else torch.cat(chunks)
 
     def prepare_items(self, items: Side) -> tuple[Tensor, ...]:
-        """Compute the part of the score that depends on the items alone, once for all users."""
+        """Compute the part of the score that depends on the items alone, once for all users; each (N, ...)."""
         raise NotImplementedError
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
 import torch
@@ -9,10 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from llmrs_lightning.features.combine import Side, SideSizes
-from llmrs_lightning.scorers.base import Scorer
+from llmrs_lightning.scorers.base import Scorer, grid_elements
 
 Activation = Literal["relu", "gelu", "silu", "tanh"]
-_ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": partial(nn.ReLU, inplace=True),
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "tanh": nn.Tanh,
+}
 
 
 class DNNScorer(Scorer):
@@ -68,8 +75,10 @@ class DNNScorer(Scorer):
         return (self._item_part(items),)
 
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
-        """Score a few users with all items, (U, N, C)."""
-        return torch.as_tensor(self.rest(self._user_part(users).unsqueeze(1) + prepared[0]))
+        """Score a few users with all items, (U, N, C), a few items at a time."""
+        user, items = self._user_part(users).unsqueeze(1), prepared[0]
+        size = grid_elements(user.device) // max(len(user) * max(self.hidden_sizes), 1)
+        return torch.cat([self.rest(user + part) for part in torch.split(items, max(size, 1), -2)], 1)
 
     def grid_width(self, items: Side) -> int:
         """Return N times the widest hidden layer."""

@@ -71,7 +71,10 @@ class MFScorer(Scorer):
     def grid_chunk(self, users: Side, prepared: tuple[Tensor, ...]) -> Tensor:
         """Score a few users with all items, (U, N, C)."""
         vectors, biases = self._split(users, "user")
-        return self.scale * (vectors @ prepared[0].T).unsqueeze(-1) + biases.unsqueeze(1) + prepared[1] + self.bias
+        if len(self.bias) > 1:
+            return self.scale * (vectors @ prepared[0].T).unsqueeze(-1) + biases.unsqueeze(1) + prepared[1] + self.bias
+        products = torch.addmm(prepared[1].T, self.scale * vectors, prepared[0].T)
+        return products.add_(biases + self.bias).unsqueeze(-1)
 
     def grid_width(self, items: Side) -> int:
         """Return N times the number of outputs."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from llmrs_lightning.training.module import JointRecommender
 
 POWERCAP = Path("/sys/class/powercap")
+STATUS = Path("/proc/self/status")
 _EVERY = 60.0  # seconds; a counter of the processor may wrap after minutes
 #: of a meter: joules since any fixed moment
 Joules = float
@@ -205,6 +206,10 @@ def _usable(meter: Meter) -> Meter | None:
 
 def peak_memory() -> int | None:
     """Return the most memory that this process had, in bytes; None on Windows."""
+    if STATUS.exists():  # what `resource` tells counts from before exec: a small child of a large process looks large
+        for line in STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     try:
         import resource
     except ModuleNotFoundError:

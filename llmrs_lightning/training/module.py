@@ -260,20 +260,42 @@ class JointRecommender(pl.LightningModule):
         members = torch.stack([s.pairs(user, item, batch.source).float() for s in self.members.values()], 1)
         return members, self.fusion(members, PairFeatures(user.features[batch.source], item.features))
 
-    def grid(self, users: Side, items: Side) -> tuple[Tensor, Tensor]:
-        """Score every user with every item: member outputs (U, N, M, C) and fused outputs (U, N, C)."""
-        members = torch.stack([scorer.grid(users, items).float() for scorer in self.members.values()], 2)
+    def prepare_items(self, items: Side) -> dict[str, tuple[Tensor, ...]]:
+        """Return, by member, what each one's score takes of the items alone."""
+        return {name: scorer.prepare_items(items) for name, scorer in self.members.items()}
+
+    def grid(
+        self, users: Side, items: Side, prepared: Mapping[str, tuple[Tensor, ...]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Score every user with every item: member outputs (U, N, M, C) and fused outputs (U, N, C).
+
+        Args:
+            users: The users.
+            items: The items.
+            prepared: What `prepare_items` returned for these items; None computes it.
+        """
+        parts = prepared or {}
+        scores = [scorer.grid(users, items, parts.get(name)).float() for name, scorer in self.members.items()]
+        members = torch.stack(scores, 2) if len(scores) > 1 else scores[0].unsqueeze(2)
         return members, self.fusion.grid(members, PairFeatures(users.features, items.features))
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def catalogue(self, data: RecDataModule, stage: Stage, first: bool = False) -> Side:
         """Return all items as they are seen at `stage`, or before their `first` event; computed when weights change."""
-        now = (stage, self.training, stamp(self))
+        now = self._moment(data, stage)
         if first not in self._catalogues or self._catalogues[first][0] != now:
             batch = data.everyone("item", stage, first, tokens=self.needs_tokens).to(self.device)
             self._catalogues[first] = (now, self.make_side("item", batch))
         return self._catalogues[first][1]
+
+    def keep_catalogue(self, data: RecDataModule, stage: Stage, items: Side) -> None:
+        """Take `items` for what `catalogue` returns at `stage`, until a weight changes."""
+        self._catalogues[False] = (self._moment(data, stage), items)
+
+    def _moment(self, data: RecDataModule, stage: Stage) -> tuple[Any, ...]:
+        """Return what the catalogue depends on; without texts out of a past it is the same at every stage."""
+        return (None if data.item_past is None else stage, self.training, stamp(self))
 
     def users(self, data: RecDataModule, stage: Stage, batch: SideBatch) -> Side:
         """Encode users; the items of their pasts are those of the catalogue."""

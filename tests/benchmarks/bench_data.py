@@ -1,6 +1,6 @@
 """Time and memory of the id side of the data: reading, splits, histories, and the loader.
 
-    python tests/benchmarks/bench_data.py [--rows 10000000 | --full] [--ids int str] [--folder FOLDER]
+    python -m tests.benchmarks.bench_data [--rows 10000000 | --full] [--ids int str] [--folder FOLDER]
 
 Makes synthetic interactions (5 users and 1 item a 100 rows) in a temporary folder and runs each step in a process of
 its own. Peak memory is given twice: resident, which counts the pages of mapped files that the system can take back at
@@ -30,6 +30,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from .timing import Clock
 
 CHUNK = 1 << 20
 SECONDS = 5 * 365 * 86_400
@@ -67,17 +69,6 @@ def ids(rng: np.random.Generator, count: int, kind: str, letter: str) -> pa.Arra
     if kind == "int":
         return numbers
     return pc.binary_join_element_wise(letter, pc.utf8_lpad(numbers.cast(pa.string()), 11, "0"), "")
-
-
-class Clock:
-    """Seconds between `with` and its end."""
-
-    def __enter__(self) -> Clock:
-        self.started = time.perf_counter()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.seconds = time.perf_counter() - self.started
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -242,7 +233,15 @@ LOADERS = [(kind, workers) for kind in ("pairs", "negatives", "history", "texts"
 
 def measured(folder: Path, *step: str) -> dict[str, Any]:
     """Run a step in a new process; add its peak of resident and of anonymous memory in bytes."""
-    command = [sys.executable, __file__, "--folder", str(folder), "--step", *step]
+    command = [
+        sys.executable,
+        "-m",
+        __name__ if __spec__ is None else __spec__.name,
+        "--folder",
+        str(folder),
+        "--step",
+        *step,
+    ]
     environment = os.environ | {"LLMRS_CACHE": str(folder)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
     peak = 0

@@ -1,6 +1,6 @@
 """What each way of tuning costs, or each size of encoder: weights that learn, tokens a second, and seconds an epoch.
 
-    python tests/benchmarks/bench_encoders.py [--model all-MiniLM-L6-v2] [--texts 1682] [--threads 1] [--sizes]
+    python -m tests.benchmarks.bench_encoders [--model all-MiniLM-L6-v2] [--texts 1682] [--threads 1] [--sizes]
 
 With `--sizes` the rows are encoders of usual sizes with random weights: what they cost does not depend on the weights.
 
@@ -14,18 +14,18 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import BertConfig, BertModel
 
 from llmrs_lightning.data.tokens import TokenStore
 from llmrs_lightning.encoders import BiasOnly, Frozen, Full, LastLayers, LoRA, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.tuning import Tuning
-from llmrs_lightning.pretrained import load_tokenizer
+
+from .synthetic import random_encoder
+from .timing import Clock, Way, interleave
 
 WORDS = [
     "Star",
@@ -78,7 +78,7 @@ def titles(number: int, seed: int = 0) -> list[str]:
 
 
 @dataclass
-class Way:
+class Tuned:
     """One way of tuning, ready to run epochs."""
 
     name: str
@@ -86,7 +86,6 @@ class Way:
     store: TokenStore
     batch: int
     folder: str
-    epochs: list[float] = field(default_factory=list)
     first: float = 0.0
 
     def prepare(self) -> None:
@@ -96,16 +95,15 @@ class Way:
         self.vectors = TextVectors(self.encoder, self.store, self.states)
         learning = [p for p in self.encoder.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(learning, 1e-5)
-        start = time.perf_counter()
-        self.states.prepare(self.folder)
-        if self.encoder.rests:
-            self.vectors("item", torch.arange(len(self.store)))
-        self.first = time.perf_counter() - start
+        with Clock() as clock:
+            self.states.prepare(self.folder)
+            if self.encoder.rests:
+                self.vectors("item", torch.arange(len(self.store)))
+        self.first = clock.seconds
 
-    def epoch(self) -> None:
-        """Learn from each text once."""
+    def epoch(self) -> int:
+        """Learn from each text once; returns the tokens."""
         order = np.random.default_rng(0).permutation(len(self.store))
-        start = time.perf_counter()
         for numbers in np.split(order, range(self.batch, len(order), self.batch)):
             ids = torch.from_numpy(numbers)
             if self.encoder.rests:
@@ -116,23 +114,7 @@ class Way:
             features.square().mean().backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
-        self.epochs.append(time.perf_counter() - start)
-
-
-def random_encoder(size: tuple[int, int, int, int], tokenizer: str, folder: str) -> str:
-    """Save a BERT of this size with random weights; return its folder."""
-    layers, width, heads, words = size
-    path = f"{folder}/{layers}-{width}-{words}"
-    config = BertConfig(
-        vocab_size=words,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * width,
-    )
-    BertModel(config, add_pooling_layer=False).save_pretrained(path)
-    load_tokenizer(tokenizer).save_pretrained(path)
-    return path
+        return int(self.store.lengths.sum())
 
 
 def main() -> None:
@@ -151,7 +133,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         store = TokenStore.build(titles(options.texts), options.model, 32, folder)
-        ways = []
+        tuned = []
         made = {name: (options.model, *way) for name, way in WAYS.items()}
         if options.sizes:
             made = {n: (random_encoder(s, options.model, folder), Full, False) for n, s in SIZES.items()}
@@ -159,11 +141,10 @@ def main() -> None:
             encoder = TextEncoder(model, projection=32, tuning=tuning(), cache_states=cache)
             encoder.build()
             own = tempfile.mkdtemp(dir=folder)  # else one would find the states of another
-            ways.append(Way(name, encoder, store, options.batch, own))
-            ways[-1].prepare()
-        for _ in range(options.epochs):
-            for way in ways:
-                way.epoch()
+            tuned.append(Tuned(name, encoder, store, options.batch, own))
+            tuned[-1].prepare()
+        ways = [Way(one.name, one.epoch) for one in tuned]
+        interleave(ways, options.epochs, warm=0)
 
     tokens = int(store.lengths.sum())
     what = "random weights" if options.sizes else options.model
@@ -173,18 +154,18 @@ def main() -> None:
     )
     for heading in ("weights that learn", "share", "first, s", "tokens/s", "epoch, s", "x first row"):
         table.add_column(heading, justify="right")
-    for way in ways:
-        total = sum(p.numel() for p in way.encoder.backbones.parameters())
-        learning = sum(p.numel() for p in way.encoder.backbones.parameters() if p.requires_grad)
-        seconds = min(way.epochs)
+    for one, way in zip(tuned, ways, strict=True):
+        total = sum(p.numel() for p in one.encoder.backbones.parameters())
+        learning = sum(p.numel() for p in one.encoder.backbones.parameters() if p.requires_grad)
+        seconds = min(way.seconds)
         table.add_row(
             way.name,
             f"{learning:,}",
             f"{learning / total:.2%}",
-            f"{way.first:.2f}",
+            f"{one.first:.2f}",
             f"{tokens / seconds:,.0f}",
             f"{seconds:.3f}",
-            f"{min(ways[0].epochs) / seconds:,.1f}",
+            f"{min(ways[0].seconds) / seconds:,.1f}",
         )
     Console(width=120).print(table)
     print(f"load at the end, 1, 5 and 15 minutes: {', '.join(f'{load:.2f}' for load in os.getloadavg())}")

@@ -1,22 +1,20 @@
 """What has to hold at any size: all rows, the same answers, and a loader whose memory does not follow the rows."""
 
-import importlib.util
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
+
+from benchmarks import bench_data
 
 ROWS = 200_000
 
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_data", Path(__file__).with_name("bench_data.py"))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.BATCH = 512
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_data, "BATCH", 512)
+        yield bench_data
 
 
 @pytest.fixture(scope="module")

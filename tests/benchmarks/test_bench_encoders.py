@@ -1,19 +1,11 @@
 """The benchmark of tuning runs, and says for each way what learns."""
 
-import importlib.util
 import sys
-from pathlib import Path
+
+from benchmarks import bench_encoders as bench
 
 
-def load(monkeypatch):
-    spec = importlib.util.spec_from_file_location("bench_encoders", Path(__file__).with_name("bench_encoders.py"))
-    bench = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "bench_encoders", bench)  # dataclasses look their module up
-    spec.loader.exec_module(bench)
-    return bench
-
-
-def printed(bench, monkeypatch, capsys, *options):
+def printed(monkeypatch, capsys, *options):
     monkeypatch.setattr(sys, "argv", ["bench", "--texts", "20", "--batch", "8", "--epochs", "1", *options])
     bench.main()
     rows = [line.split("│") for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
@@ -21,20 +13,18 @@ def printed(bench, monkeypatch, capsys, *options):
 
 
 def test_it_prints_a_row_for_each_way(tiny_bert, monkeypatch, capsys):
-    bench = load(monkeypatch)
     assert len(set(bench.titles(50))) == 50
     # the small model has two layers
     ways = {name: way for name, way in bench.WAYS.items() if "last 2" not in name} | {
         "last": (lambda: bench.LastLayers(1), True)
     }
     monkeypatch.setattr(bench, "WAYS", ways)
-    learning = printed(bench, monkeypatch, capsys, "--model", tiny_bert)
+    learning = printed(monkeypatch, capsys, "--model", tiny_bert)
     assert set(learning) == set(ways)
     assert 0 == learning["frozen"] < learning["bias only"] < learning["last"] < learning["full"]
 
 
 def test_it_prints_a_row_for_each_size(tiny_bert, monkeypatch, capsys):
-    bench = load(monkeypatch)
     monkeypatch.setattr(bench, "SIZES", {"a": (1, 8, 2, 30_522), "b": (2, 8, 2, 30_522)})
-    learning = printed(bench, monkeypatch, capsys, "--model", tiny_bert, "--sizes")
+    learning = printed(monkeypatch, capsys, "--model", tiny_bert, "--sizes")
     assert learning["b"] > learning["a"] > 30_522 * 8

@@ -21,8 +21,8 @@ from llmrs_lightning.fusion import (
     GateFusion,
     PairFeatures,
     WeightedAverage,
-    base,
 )
+from llmrs_lightning.scorers import base
 
 Factory = Callable[[], Fusion]
 MEMBERS = ["dnn", "mf", "semantic"]

@@ -250,6 +250,13 @@ class TestScorer:
         assert elements > 1 or len(chunks) == len(users)
         assert all(size == 1 or size * scorer.grid_width(items) <= elements for size in chunks)
 
+    def test_some_items_are_scored_by_their_rows_of_what_was_prepared(self, scorer, users, items):
+        scorer.eval()
+        rows = torch.tensor([7, 0, 3])
+        prepared = tuple(part[rows] for part in scorer.prepare_items(items))
+        grid = scorer.grid(users, items[rows], prepared)
+        torch.testing.assert_close(grid, scorer.grid(users, items)[:, rows], rtol=1e-5, atol=1e-5)
+
     def test_the_width_of_the_grid_counts_at_least_its_outputs_or_items(self, scorer, items):
         assert scorer.grid_width(items) >= len(items)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from llmrs_lightning.training import cost
 from llmrs_lightning.training.cost import CostMeter, Energy, Meter, peak_memory, processors
 
 
@@ -79,3 +80,16 @@ def test_peak_memory_is_in_bytes() -> None:
     peak, now = peak_memory(), psutil.Process().memory_info().rss
     assert peak is not None
     assert 0.9 * now < peak < 64 * now
+
+
+def test_peak_memory_is_that_of_the_program_not_of_the_process_that_started_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = tmp_path / "status"
+    monkeypatch.setattr(cost, "STATUS", status)
+    elsewhere = peak_memory()
+    status.write_text("VmPeak:\t  900 kB\nVmHWM:\t  123 kB\n")
+    assert peak_memory() == 123 * 1024
+    status.write_text("Name:\tpython\n")  # a kernel that does not tell
+    assert elsewhere is not None
+    assert (peak_memory() or 0) >= elsewhere

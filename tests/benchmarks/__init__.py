@@ -1,0 +1,1 @@
+"""How fast it is, measured beside other ways: `python -m tests.benchmarks`."""
