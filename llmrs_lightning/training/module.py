@@ -257,8 +257,12 @@ class JointRecommender(pl.LightningModule):
         items = self.make_side("item", batch.item)
         item, past_items = items[: len(batch)], items[len(batch) :]
         user = self.make_side("user", batch.user, past_items)
-        members = torch.stack([s.pairs(user, item, batch.source).float() for s in self.members.values()], 1)
-        return members, self.fusion(members, PairFeatures(user.features[batch.source], item.features))
+        return self.pairs(user, item, batch.source)
+
+    def pairs(self, users: Side, items: Side, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Score B items each with the user at `row` (B,): member outputs (B, M, C) and fused outputs (B, C)."""
+        members = torch.stack([s.pairs(users, items, row).float() for s in self.members.values()], 1)
+        return members, self.fusion(members, PairFeatures(users.features[row], items.features))
 
     def prepare_items(self, items: Side) -> dict[str, tuple[Tensor, ...]]:
         """Return, by member, what each one's score takes of the items alone."""
