@@ -80,7 +80,7 @@ class Side:
             return parts[0]
         values: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
         past = values.pop("past")
-        told = {name: None if of[0] is None else _stacked(of) for name, of in values.items()}
+        told: dict[str, Any] = {name: None if of[0] is None else _stacked(of) for name, of in values.items()}
         return cls(**told, past=None if past[0] is None else PastSide.joined(past))
 
 

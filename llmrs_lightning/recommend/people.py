@@ -6,28 +6,25 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from datasets import Dataset
-from torch import Tensor
 
 from llmrs_lightning.data.collate import Horizon, SideBatch, Texts
-from llmrs_lightning.data.datamodule import SEES, RecDataModule, Stage
+from llmrs_lightning.data.datamodule import SEES, Stage
 from llmrs_lightning.data.history import History
-from llmrs_lightning.data.schema import Interactions, RecData
+from llmrs_lightning.data.schema import USER, Interactions, RecData
 from llmrs_lightning.data.text import TextTemplate, clean, spelt
-from llmrs_lightning.data.tokens import Ids, TextBatch, TokenStore, distinct
+from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.data.wording import SideText, Wording
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.features import Side
-from llmrs_lightning.pretrained import load_tokenizer
-from llmrs_lightning.recommend.lookup import Lookup
-from llmrs_lightning.training.module import JointRecommender
+from llmrs_lightning.recommend.stock import Stock, refusal
 
 _log = logging.getLogger(__name__)
+NEW_USER = "(new user)"
 _NOW = ("now",)
 _LATEST = 10**11  # in seconds the year 5138, in milliseconds 1973
 
@@ -59,7 +56,9 @@ class NewUser:
             )
         if self.text is None and not self.liked:
             raise DataError(
-                "nothing is known of a new user", where="NewUser", allowed="a text, liked items, or both (--text, --liked)"
+                "nothing is known of a new user",
+                where="NewUser",
+                allowed="a text, liked items, or both (--text, --liked)",
             )
 
 
@@ -95,11 +94,6 @@ class Person:
     text: str | None = None
     events: tuple[Event, ...] = ()
 
-    @property
-    def is_known(self) -> bool:
-        """Whether the data say all there is."""
-        return self.position >= 0 and not self.events
-
 
 class People:
     """What happened after training, and the users that it changes.
@@ -108,12 +102,11 @@ class People:
     others come out of tables that are kept.
 
     Args:
-        module: The model.
-        data: What it was trained on.
+        stock: The items.
     """
 
-    def __init__(self, module: JointRecommender, data: RecDataModule) -> None:
-        self.module, self.data = module, data
+    def __init__(self, stock: Stock) -> None:
+        self.stock, self.module, self.data = stock, stock.module, stock.data
         self._changed: dict[str, Person] = {}
         self._sides: dict[tuple[str, Stage], tuple[Any, Side]] = {}
 
@@ -129,30 +122,38 @@ class People:
         events = behaviour or any(scorer.needs_past for scorer in self.module.members.values())
         return (self.data.history > 0 and events) or (self.reads_text and self.data.user_past is not None)
 
-    def known(self, user: str, lookup: Lookup) -> Person | None:
-        """Return a user of the data, or one that was observed; None if there is no such one."""
-        if user in self._changed:
-            return self._changed[user]
-        position = lookup.users.get(user)
-        return None if position is None else Person(user, position)
-
-    def new(self, user: NewUser, name: str, items: Sequence[int]) -> Person:
-        """Return a new user.
-
-        Args:
-            user: What is known.
-            name: What lists are to say.
-            items: Positions of what the user liked.
+    def find(self, users: Sequence[str | NewUser]) -> list[Person]:
+        """Look up users, or describe them.
 
         Raises:
-            ConfigError: If the model cannot read it.
-            DataError: If a rating is none.
+            DataError: If an id is not in the data, or a rating is none.
+            ConfigError: If the model cannot read what is said of a new user.
         """
+        unnamed = sum(isinstance(user, NewUser) and user.name is None for user in users)
+        names = iter([NEW_USER] if unnamed == 1 else [f"(new user {i + 1})" for i in range(unnamed)])
+        found = [
+            self._new(user, next(names) if user.name is None else user.name)
+            if isinstance(user, NewUser)
+            else self._known(str(user))
+            for user in users
+        ]
+        unknown = [str(user) for user, person in zip(users, found, strict=True) if person is None]
+        if unknown:
+            raise refusal(unknown, len(users), USER, "users", self.stock.lookup)
+        return [person for person in found if person is not None]
+
+    def _known(self, user: str) -> Person | None:
+        if user in self._changed:
+            return self._changed[user]
+        position = self.stock.lookup.users.get(user)
+        return None if position is None else Person(user, position)
+
+    def _new(self, user: NewUser, name: str) -> Person:
         if user.text is not None and not self.reads_text:
             raise ConfigError(
                 "this model reads no text of users, so a new one cannot be described",
                 where="model.encoder and data.user_text",
-                fix="" if not self.reads_past else "say what the user liked: liked (--liked)",
+                fix="say what the user liked: liked (--liked)" if self.reads_past else "",
             )
         if user.liked and not self.reads_past:
             if user.text is None:
@@ -162,49 +163,59 @@ class People:
                     fix="describe the user by a text (--text)" if self.reads_text else "",
                 )
             _log.warning("the model does not read what users liked; it is only left out of the lists")
+        ids = [liked if isinstance(liked, str) else liked[0] for liked in user.liked]
+        ratings = [None if isinstance(liked, str) else liked[1] for liked in user.liked]
         events: tuple[Event, ...] = ()
-        for item, liked in zip(items, user.liked, strict=True):
-            rating = None if isinstance(liked, str) else liked[1]
+        for item, rating in zip(self.stock.positions(ids, "liked").tolist(), ratings, strict=True):
             events += (self._event(item, rating, self._moment(events)),)
         return Person(name, text=user.text, events=events)
 
-    def observe(self, user: str, item: int, rating: float | None, timestamp: int | None, lookup: Lookup) -> Person:
-        """Add an event to what is known of a user, who may be a new one.
-
-        Raises:
-            DataError: If rating or timestamp cannot be one of the data.
-        """
+    def observe(self, user: str, item: str, rating: float | None, timestamp: int | None) -> None:
+        """Add an event to what is known of a user, who may be a new one; see `Recommender.observe`."""
+        (place,) = self.stock.positions([item], "item").tolist()
         if timestamp is not None and not 0 <= timestamp < _LATEST:
             raise DataError(
                 "the timestamp is none", where="timestamp", found=str(timestamp), allowed="seconds since 1970"
             )
-        before = self.known(user, lookup) or Person(user)
+        before = self._known(user) or Person(user)
         time = self._moment(before.events) if timestamp is None else int(timestamp)
-        events = (*before.events, self._event(item, rating, time))
+        events = (*before.events, self._event(place, rating, time))
         self._changed[user] = replace(before, events=tuple(sorted(events, key=lambda event: event.time)))
         for key in [key for key in self._sides if key[0] == user]:
             del self._sides[key]
-        return self._changed[user]
 
-    def side(self, person: Person, stage: Stage, lookup: Lookup, items: Side) -> Side:
-        """Return a user of whom more is known than the data say, as a side of one row.
+    @torch.inference_mode()
+    def sides(self, people: Sequence[Person], stage: Stage) -> Side:
+        """Encode users, in their order, as they are after all that `stage` may see."""
+        module, data = self.module, self.data
+        in_data = [row for row, p in enumerate(people) if p.position >= 0 and not p.events]
+        changed = [row for row, p in enumerate(people) if self._changed.get(p.name) is p]
+        new = [row for row in range(len(people)) if row not in {*in_data, *changed}]
+        parts: list[Side] = []
+        if in_data:
+            position = np.array([people[row].position for row in in_data], np.int64)
+            batch = data.horizon(stage).side("user", position, tokens=module.needs_tokens)
+            parts.append(module.users(data, stage, batch.to(module.device)))
+        parts += [self._kept(people[row], stage) for row in changed]
+        if new:
+            parts.append(self._encoded([people[row] for row in new], stage))
+        side = Side.joined(parts)
+        order = torch.tensor([*in_data, *changed, *new]).argsort()
+        return side if len(parts) == 1 else side[order.to(module.device)]
 
-        Args:
-            person: The user.
-            stage: What may be seen of the data.
-            lookup: Places of items.
-            items: All items, as the past shows them.
-        """
-        key = (person.name, stage)
-        kept = self._sides.get(key)
-        if kept is not None and kept[0] is items and self._changed.get(person.name) is person:
-            return kept[1]
-        batch = self._batch(person, stage, lookup).to(self.module.device)
-        with torch.inference_mode(False), torch.no_grad():
-            side = self.module.make_side("user", batch, None if batch.past is None else items[batch.past.items])
-        if self._changed.get(person.name) is person:  # what a new user says is not kept
-            self._sides[key] = (items, side)
-        return side
+    def _kept(self, person: Person, stage: Stage) -> Side:
+        key, items = (person.name, stage), self.stock.past(stage)  # another one after weights have changed
+        if key not in self._sides or self._sides[key][0] is not items:
+            self._sides[key] = (items, self._encoded([person], stage))
+        return self._sides[key][1]
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _encoded(self, people: Sequence[Person], stage: Stage) -> Side:
+        batch = self._batch(people, stage).to(self.module.device)
+        return self.module.make_side(
+            "user", batch, None if batch.past is None else self.stock.past(stage)[batch.past.items]
+        )
 
     def _moment(self, events: Sequence[Event]) -> int:
         """Return the moment right behind all that is known of a user."""
@@ -226,90 +237,66 @@ class People:
             )
         return Event(item, float(rating), float(rating >= schema.positive_from), time)
 
-    def _batch(self, person: Person, stage: Stage, lookup: Lookup) -> SideBatch:
-        """Look a user up in tables made of what the user did alone, by the same code as all others."""
+    def _batch(self, people: Sequence[Person], stage: Stage) -> SideBatch:
+        """Look users up in tables made of what they did alone, by the same code as all others."""
         data, horizon = self.data, self.data.horizon(stage)
-        rows = np.zeros(0, np.int64) if person.position < 0 else lookup.rows(SEES[stage])[person.position]
-        mini, events, items = self._tables(person, rows, lookup)
+        mini, events, items = self._tables(people, stage)
         every, texts = np.arange(len(events)), None
         if self.reads_text:
             how = SideText(TextTemplate("{text}", allow_empty=True), data.user_past)
             wording = Wording.make(mini, events, {"user": how}, {_NOW: every})
-            store = TokenStore.of(wording.texts, self._tokenizer, data.max_length)
+            store = self.stock.words.store(wording.texts)
             texts = Texts(store, wording.timelines[_NOW]["user"], None)
         history = History.build(mini, every) if data.history else None
-        moment = np.array([max([horizon.now, *(event.time + 1 for event in person.events)])])
-        alone = Horizon(int(moment[0]), texts, history, data.history, horizon.around)
-        batch = alone.side("user", np.zeros(1, np.int64), moment)
-        batch.position, batch.text_ids = torch.tensor([person.position]), None
-        if batch.past is not None:
-            batch.past.items = torch.from_numpy(items)[batch.past.items] if len(items) else batch.past.items
+        alone = Horizon(horizon.now, texts, history, data.history, horizon.around)
+        moment = np.array([max([horizon.now, *(event.time + 1 for event in person.events)]) for person in people])
+        batch = alone.side("user", np.arange(len(people)), moment)
+        batch.position, batch.text_ids = torch.tensor([person.position for person in people]), None
+        if batch.past is not None and len(items):
+            batch.past.items = torch.from_numpy(items)[batch.past.items]
         return batch
 
-    def _tables(self, person: Person, rows: Ids, lookup: Lookup) -> tuple[RecData, Dataset, Ids]:
-        """Return data of this user alone, the interactions' own columns, and the positions of the items in there."""
-        known, since = self.data.data.interactions, person.events
-        columns = list(zip(*since, strict=True)) if since else [()] * len(Event._fields)
-        new_item, rating, label, time = columns
+    def _tables(self, people: Sequence[Person], stage: Stage) -> tuple[RecData, Dataset, Ids]:
+        """Return data of these users alone, the interactions' own columns, and the positions of the items in there."""
+        known, nothing, lookup = self.data.data.interactions, np.zeros(0, np.int64), self.stock.lookup
+        of_user = None if all(person.position < 0 for person in people) else lookup.rows(SEES[stage])
+        earlier = [of_user[p.position] if of_user is not None and p.position >= 0 else nothing for p in people]
+        rows, since = np.concatenate(earlier), [event for person in people for event in person.events]
+        new_item, rating, label, time = zip(*since, strict=True) if since else [()] * len(Event._fields)
         item = np.concatenate([known.item[rows], np.array(new_item)]).astype(np.int64)
         items, place = np.unique(item, return_inverse=True)
-        earlier = np.zeros(len(rows), np.int64) if known.timestamp is None else known.timestamp[rows]
+        numbers = np.arange(len(people), dtype=np.int32)
         events = Interactions(
-            np.zeros(len(item), np.int32),
+            np.concatenate([numbers.repeat([*map(len, earlier)]), numbers.repeat([len(p.events) for p in people])]),
             place.astype(np.int32),
             np.concatenate([known.rating[rows], rating]).astype(np.float32),
             np.concatenate([known.label[rows], label]).astype(np.float32),
-            None if known.timestamp is None else np.concatenate([earlier, time]).astype(np.int64),
+            None if known.timestamp is None else np.concatenate([known.timestamp[rows], time]).astype(np.int64),
         )
-        past = self.data.user_past
+        past, columns = self.data.user_past, self.data.data.items.column_names
         fields = [] if past is None else TextTemplate(past.template).fields
-        own = [name for name in fields if name not in self.data.data.items.column_names]
+        own = [name for name in fields if name not in columns]
         told: dict[str, list[Any]] = {"item": items.tolist()}
-        told |= {name: [spelt(v) for v in lookup.values(name, items)] for name in fields if name not in own}
+        told |= {name: [spelt(v) for v in lookup.values(name, items)] for name in fields if name in columns}
         said: dict[str, list[Any]] = {"row": list(range(len(item)))}
         if own:
             before = self.data.events.select(rows).select_columns(own).with_format(None)[:]
-            since_then = {self.data.schema.rating: rating, self.data.schema.timestamp: time}
-            nothing = [None] * len(since)
-            said |= {name: [spelt(v) for v in (*before[name], *since_then.get(name, nothing))] for name in own}
-        users = Dataset.from_dict({"text": [self._base(person)]})
+            known_of = {self.data.schema.rating: rating, self.data.schema.timestamp: time}
+            untold = [None] * len(since)
+            said |= {name: [spelt(v) for v in (*before[name], *known_of.get(name, untold))] for name in own}
+        users = Dataset.from_dict({"text": self._texts(people)})
+        names = np.array([person.name for person in people], object)
         ids = lookup.item_ids.take(items).to_numpy(zero_copy_only=False)
-        mini = RecData(users, Dataset.from_dict(told), np.array([person.name], object), ids, events)
-        return mini, Dataset.from_dict(said), items
+        return RecData(users, Dataset.from_dict(told), names, ids, events), Dataset.from_dict(said), items
 
-    def _base(self, person: Person) -> str:
-        """Return a user's text but for the past."""
+    def _texts(self, people: Sequence[Person]) -> list[str]:
+        """Return the users' texts but for the past."""
         template = self.data.user_text
-        if person.position >= 0 and template is not None and self.reads_text:
-            return template.render(self.data.data.users.select([person.position]))[0]
-        if person.text is None:
-            return ""
-        text = clean(person.text, template is not None and template.lowercase)
-        self.warn_of_cut([person.name], [text])
-        return text
-
-    def warn_of_cut(self, names: Sequence[str], texts: Sequence[str]) -> None:
-        """Warn of texts that are longer than those that the model reads."""
-        if not self.data.tokenizer:
-            return
-        limit, tokens = self.data.max_length, self._tokenizer(list(texts), verbose=False)["input_ids"]
-        cut = [f"{name} ({len(of):,})" for name, of in zip(names, tokens, strict=True) if len(of) > limit]
-        if cut:
-            _log.warning(
-                "%d of %d texts have more than %d tokens (data.max_length) and are cut at the end: %s",
-                len(cut),
-                len(texts),
-                limit,
-                listing(cut, 5),
-            )
-
-    def tokens(self, texts: Sequence[str]) -> tuple[TextBatch, Tensor]:
-        """Return the distinct ones of some texts as tokens, and for each text its number among them, (B,)."""
-        words, index = distinct(texts)
-        store = TokenStore.of(words, self._tokenizer, self.data.max_length)
-        return store.batch(np.arange(len(words))), torch.from_numpy(index)
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        assert self.data.tokenizer
-        return load_tokenizer(self.data.tokenizer)
+        texts = [clean(p.text or "", template is not None and template.lowercase) for p in people]
+        self.stock.words.warn_of_cut([p.name for p in people], texts)
+        known = [row for row, person in enumerate(people) if person.position >= 0]
+        if template is not None and self.reads_text and known:
+            written = template.render(self.data.data.users.select([people[row].position for row in known]))
+            for row, text in zip(known, written, strict=True):
+                texts[row] = text
+        return texts

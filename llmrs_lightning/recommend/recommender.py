@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -15,28 +14,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from llmrs_lightning.data.collate import SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
 from llmrs_lightning.data.tokens import Ids
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import Side
 from llmrs_lightning.recommend.catalogue import Catalogue
 from llmrs_lightning.recommend.folder import is_export
 from llmrs_lightning.recommend.hub import fetched, pushed
 from llmrs_lightning.recommend.index import CandidateIndex
-from llmrs_lightning.recommend.lookup import Lookup
-from llmrs_lightning.recommend.new_items import NewItems
+from llmrs_lightning.recommend.lists import CELLS, Found, Ranking, Request, score_columns, stage_of
 from llmrs_lightning.recommend.origin import Origin
 from llmrs_lightning.recommend.people import NewUser, People, Person
+from llmrs_lightning.recommend.stock import Stock
 from llmrs_lightning.recommend.store import ItemStore, fingerprints
 from llmrs_lightning.recommend.topk import top_k
-from llmrs_lightning.training.evaluation import FUSED
+from llmrs_lightning.recommend.words import Words
 from llmrs_lightning.training.module import JointRecommender
 
-NEW_USER = "(new user)"
-_USERS_AT_ONCE, _PAIRS_AT_ONCE, _ITEMS_AT_ONCE = 256, 8192, 1024
-_CELLS = 2**20  # scores at a time: large tensors are slow to get
+_PAIRS_AT_ONCE = 8192
 
 
 class Recommender:
@@ -66,24 +62,22 @@ class Recommender:
                 "this model scores pairs and cannot rank a catalogue", where="model.ranking", found="false"
             )
         self.module, self.data, self.origin = module.eval(), data, origin
-        self._catalogue: Catalogue | None = None
-        self._found: Lookup | None = None
-        self._people = People(module, data)
-        self._added: list[NewItems] = []
-        self._joined: dict[str, tuple[Side, Any]] = {}  # with added items, and what it was made of
-        self._available: Ids | None = None
         self.index: CandidateIndex | None = None
+        kept = None
         if store is not None:
             kept = ItemStore.open(store, fingerprints(module, data, origin), module.device)
-            self._catalogue, self.index = kept.catalogue, kept.index
+            self.index = kept.index
             module.keep_catalogue(data, "now", kept.catalogue.items)
+        words = Words(data.tokenizer, data.max_length)
+        self._stock = Stock(module, data, words, None if kept is None else kept.catalogue)
+        self._people = People(self._stock)
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu", store: str | Path | None = None) -> Recommender:
         """Load the best checkpoint of the run directory `run`; an exported folder is loaded as one.
 
         Args:
-            run: The folder.
+            run: The folder, or a checkpoint in it.
             device: Where the model is put.
             store: Folder that `llmrs index` wrote for this run; None for none.
         """
@@ -92,7 +86,10 @@ class Recommender:
         if is_export(Path(run)):
             return cls.from_pretrained(run, device, store=store)
         cli, directory = open_run(str(run))
-        return cls(cli.model.to(device), cli.datamodule, Origin.of_run(cli, directory), store)
+        origin = Origin.of_run(cli, directory)
+        if Path(run).is_file():  # the metrics are those of the best one
+            origin = replace(origin, metrics={})
+        return cls(cli.model.to(device), cli.datamodule, origin, store)
 
     @classmethod
     def from_pretrained(
@@ -210,20 +207,19 @@ class Recommender:
             DataError: If an id is not in the data, or nothing is known of a new user.
             ConfigError: If k or a column cannot be used, nothing is asked, or the model cannot read a new user.
         """
-        return pa.concat_tables(
-            self.stream(
-                users,
-                k,
-                texts=texts,
-                exclude_seen=exclude_seen,
-                allow=allow,
-                deny=deny,
-                dedup_by=dedup_by,
-                min_score=min_score,
-                seen_parts=seen_parts,
-                candidates=candidates,
-            )
-        ).combine_chunks()
+        tables = self.stream(
+            users,
+            k,
+            texts=texts,
+            exclude_seen=exclude_seen,
+            allow=allow,
+            deny=deny,
+            dedup_by=dedup_by,
+            min_score=min_score,
+            seen_parts=seen_parts,
+            candidates=candidates,
+        )
+        return pa.concat_tables(tables).combine_chunks()
 
     def stream(
         self,
@@ -243,17 +239,25 @@ class Recommender:
 
         All is as for `recommend`; what is wrong is said before the first lists.
         """
-        self._check(k, candidates, [*users[:1], *texts[:1]])
-        people = self._people_of([*users, *(NewUser(text) for text in texts)])
-        allowed = self._allowed(allow, deny)
-        keys = None if dedup_by is None else self._keys(dedup_by)
-        request = _Request(k, allowed, keys, min_score, exclude_seen, seen_parts, candidates)
-        step = min(max(_CELLS // max(len(allowed), 1), 1), _USERS_AT_ONCE)
-        return (self._lists(people[i : i + step], request) for i in range(0, len(people), step))
+        if not users and not texts:
+            raise ConfigError(
+                "no user is given",
+                where="users, texts (--users, --text)",
+                allowed="ids of known users, or what is known of a new one: a text, liked items, or both",
+            )
+        allowed, keys = self._stock.allowed(allow, deny), self._stock.keys(dedup_by)
+        request = Request(k, allowed, keys, min_score, exclude_seen, seen_parts, candidates)
+        request.check(self.index)
+        people = self._people.find([*users, *(NewUser(text) for text in texts)])
+        rank, step = Ranking(self._stock, self.index), request.users_at_once
+        parts = (people[i : i + step] for i in range(0, len(people), step))
+        return (rank.table(rank(part, self._people.sides(part, request.stage), request)) for part in parts)
 
-    def score(
-        self, pairs: Sequence[tuple[str | NewUser, str]], *, seen_parts: tuple[str, ...] = PARTS
-    ) -> pa.Table:
+    def new_users(self, texts: Sequence[str]) -> Side:
+        """Return users that are known by a text alone: unknown id, mean numbers, no categories."""
+        return self._people.sides(self._people.find([NewUser(text) for text in texts]), "now")
+
+    def score(self, pairs: Sequence[tuple[str | NewUser, str]], *, seen_parts: tuple[str, ...] = PARTS) -> pa.Table:
         """Score pairs of users and items, known ones and new ones, whatever the filters of lists say.
 
         Args:
@@ -268,18 +272,25 @@ class Recommender:
             ConfigError: If the model cannot read a new user.
         """
         given = list(dict.fromkeys(user for user, _ in pairs))
-        people, row = self._people_of(given), {user: place for place, user in enumerate(given)}
-        place = np.array([row[user] for user, _ in pairs], np.int64)
-        item, stage = self._positions([item for _, item in pairs], ITEM, "pairs"), _stage(seen_parts)
-        catalogue, parts = self.catalogue(stage).items, [torch.zeros(0, 1 + len(self.module.members))]
-        with torch.inference_mode():
-            for start in range(0, len(pairs), _PAIRS_AT_ONCE):
-                users, index = np.unique(place[start : start + _PAIRS_AT_ONCE], return_inverse=True)
-                side = self._sides([people[user] for user in users], stage)
-                items = catalogue[torch.from_numpy(item[start : start + _PAIRS_AT_ONCE]).to(self.module.device)]
-                parts.append(self._scores(*self.module.pairs(side, items, torch.from_numpy(index).to(items.index.device))))
-        names = pa.array([people[user].name for user in place], pa.string())
-        return pa.table({USER: names, ITEM: self._lookup.item_ids.take(item), **self._columns(torch.cat(parts))})
+        people, row = self._people.find(given), {user: place for place, user in enumerate(given)}
+        person = np.array([row[user] for user, _ in pairs], np.int64)
+        item, stage = self._stock.positions([item for _, item in pairs], "pairs"), stage_of(seen_parts)
+        parts = [torch.zeros(0, 1 + len(self.module.members))]
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            part = slice(start, start + _PAIRS_AT_ONCE)
+            some, place = np.unique(person[part], return_inverse=True)
+            parts.append(self._score([people[p] for p in some], torch.from_numpy(place), item[part], stage))
+        names = pa.array([people[p].name for p in person], pa.string())
+        columns = {USER: names, ITEM: self._stock.lookup.item_ids.take(item)}
+        return pa.table(columns | score_columns(self.module, torch.cat(parts)))
+
+    @torch.inference_mode()
+    def _score(self, people: Sequence[Person], place: Tensor, item: Ids, stage: Stage) -> Tensor:
+        """Return fused and members' scores (B, 1 + M) of the people at `place` (B,) with items (B,)."""
+        device, score = self.module.device, self.module.loss.score
+        items = self._stock.catalogue(stage).items[torch.from_numpy(item).to(device)]
+        members, fused = self.module.pairs(self._people.sides(people, stage), items, place.to(device))
+        return torch.cat([score(fused).unsqueeze(1), score(members)], 1).cpu()
 
     def similar_items(
         self,
@@ -311,25 +322,23 @@ class Recommender:
             DataError: If an id is not in the data.
             ConfigError: If the model has no such vectors, or an option cannot be used.
         """
-        self._check(k, None, items[:1])
-        asked = self._positions(items, ITEM, "items")
-        allowed, keys = self._allowed(allow, deny), None if dedup_by is None else self._keys(dedup_by)
-        vectors = functional.normalize(self._vectors(by).float(), dim=1)
-        rows: list[tuple[str, Ids, Tensor]] = []
-        step = max(_CELLS // len(vectors), 1)
-        for start in range(0, len(asked), step):
-            part = torch.from_numpy(asked[start : start + step])
+        asked = self._stock.positions(items, "items")
+        allowed, keys = self._stock.allowed(allow, deny), self._stock.keys(dedup_by)
+        Request(k, allowed).check(None)
+        vectors = functional.normalize(self._stock.vectors(by).float(), dim=1)
+        rows, step = [], max(CELLS // len(vectors), 1)
+        for part in torch.split(torch.from_numpy(asked), step):
             cosines = (vectors[part.to(vectors.device)] @ vectors.T).cpu()
-            mask = allowed.expand(len(part), -1).clone()
+            mask = allowed.repeat(len(part), 1)
             mask[torch.arange(len(part)), part] = False
             if keys is not None:
                 mask &= keys != keys[part].unsqueeze(1)
             if min_score is not None:
                 mask &= cosines >= min_score
-            best = top_k(cosines, k, mask, keys, self._lookup.order)
-            ids = self._lookup.item_ids.take(part.numpy()).to_pylist()
-            rows += [(ids[i], place.numpy(), cosines[i, place, None]) for i, place in enumerate(best)]
-        return self._table(rows, ITEM, "similar_item_id")
+            best = top_k(cosines, k, mask, keys, self._stock.lookup.order)
+            names = self._stock.lookup.item_ids.take(part.numpy()).to_pylist()
+            rows += [Found(names[i], b.numpy(), cosines[i, b, None]) for i, b in enumerate(best)]
+        return Ranking(self._stock, None).table(rows, ITEM, "similar_item_id", width=1)
 
     def add_items(self, rows: Any) -> None:
         """Know more items, which came after training; nothing is trained again.
@@ -345,16 +354,7 @@ class Recommender:
         Raises:
             DataError: If columns are missing, ids are there already, or values are none.
         """
-        more = NewItems.read(rows, self.data, self._lookup.items)
-        if more.texts is not None:
-            self._people.warn_of_cut([f"item {i}" for i in more.ids], more.texts)
-        before = len(self._lookup.items)
-        self.module.extend("item", self.data.spec.items.encode(more.table))
-        self._added.append(more)
-        self._lookup.add(more)
-        self._joined.clear()
-        if self._available is not None:
-            self._available = np.append(self._available, np.arange(before, before + len(more)))
+        self._stock.add(rows)
 
     def set_available(self, items: Sequence[str] | None) -> None:
         """Recommend these items alone from now on, and those that are added later; None makes all available.
@@ -365,7 +365,7 @@ class Recommender:
         Raises:
             DataError: If an id is not in the data.
         """
-        self._available = None if items is None else self._positions(items, ITEM, "items")
+        self._stock.set_available(items)
 
     def observe(self, user: str, item: str, rating: float | None = None, timestamp: int | None = None) -> None:
         """Take note of what a user did; it changes the next list.
@@ -383,273 +383,8 @@ class Recommender:
         Raises:
             DataError: If the item is not in the data, or rating or timestamp cannot be one of the data.
         """
-        (place,) = self._positions([item], ITEM, "item")
-        self._people.observe(str(user), int(place), rating, timestamp, self._lookup)
+        self._people.observe(str(user), item, rating, timestamp)
 
     def catalogue(self, stage: Stage = "now") -> Catalogue:
         """Return all items as they are seen at `stage`, with what scores take of them alone; added ones come last."""
-        items = self.module.catalogue(self.data, stage)
-        if self._catalogue is None or self._catalogue.items is not items:
-            self._catalogue = Catalogue.of(self.module, items)
-        if not self._added:
-            return self._catalogue
-        kept = self._joined.get("catalogue")
-        if kept is None or kept[0] is not items:
-            joined = self._catalogue.join(Catalogue.of(self.module, self._new_items()))
-            kept = self._joined["catalogue"] = (items, joined)
-        return kept[1]
-
-    def _past_items(self, stage: Stage) -> Side:
-        """Return all items as the pasts of users show them: before anything that was said of them later."""
-        if self.data.item_past is None:
-            return self.catalogue(stage).items
-        items = self.module.catalogue(self.data, stage, first=True)
-        if not self._added:
-            return items
-        kept = self._joined.get("past")
-        if kept is None or kept[0] is not items:
-            kept = self._joined["past"] = (items, Side.joined([items, self._new_items()]))
-        return kept[1]
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def _new_items(self) -> Side:
-        """Encode the items that came after training."""
-        start, parts, module = len(self.data.data.items), [], self.module
-        for more in self._added:
-            for first in range(0, len(more), _ITEMS_AT_ONCE):
-                size = min(_ITEMS_AT_ONCE, len(more) - first)
-                batch = SideBatch(torch.arange(start + first, start + first + size))
-                if more.texts is not None and self.data.tokenizer:
-                    batch.texts, batch.text = self._people.tokens(more.texts[first : first + size])
-                side = module.make_side("item", batch.to(module.device))
-                assert side.row is not None
-                parts.append(replace(side, row=torch.zeros_like(side.row)))  # no member was fitted to their rows
-            start += len(more)
-        return Side.joined(parts)
-
-    def _people_of(self, users: Sequence[str | NewUser]) -> list[Person]:
-        """Look up users, or describe them.
-
-        Raises:
-            DataError: If an id is not in the data.
-        """
-        lookup, people = self._lookup, self._people
-        unnamed = [user for user in users if isinstance(user, NewUser) and user.name is None]
-        names = iter([NEW_USER] if len(unnamed) == 1 else [f"(new user {i + 1})" for i in range(len(unnamed))])
-        found: list[Person | None] = []
-        for user in users:
-            if isinstance(user, NewUser):
-                liked = [one if isinstance(one, str) else one[0] for one in user.liked]
-                items = self._positions(liked, ITEM, "liked").tolist()
-                found.append(people.new(user, next(names) if user.name is None else user.name, items))
-            else:
-                found.append(people.known(str(user), lookup))
-        unknown = [str(user) for user, person in zip(users, found, strict=True) if person is None]
-        if unknown:
-            self._refuse(unknown, len(users), USER, "users")
-        return [person for person in found if person is not None]
-
-    def _lists(self, people: Sequence[Person], request: _Request) -> pa.Table:
-        """Return the lists of a few users."""
-        stage = _stage(request.seen_parts)
-        mask = request.allowed.expand(len(people), -1)
-        if request.exclude_seen:
-            mask = mask & ~self._seen(people, request)
-        with torch.inference_mode():
-            rows = self._rank([p.name for p in people], self._sides(people, stage), self.catalogue(stage), mask, request)
-        return self._table(rows)
-
-    def _seen(self, people: Sequence[Person], request: _Request) -> Tensor:
-        """Return what each user knows already, (U, N) bool."""
-        seen = torch.zeros(len(people), len(request.allowed), dtype=torch.bool)
-        rows = [row for row, person in enumerate(people) if person.position >= 0]
-        known = np.array([people[row].position for row in rows], np.int64)
-        seen[rows] = self._lookup.seen(request.seen_parts).mask(known, len(request.allowed))
-        for row, person in enumerate(people):
-            seen[row, [event.item for event in person.events]] = True
-        return seen
-
-    def _sides(self, people: Sequence[Person], stage: Stage) -> Side:
-        """Encode users, in their order."""
-        module, data = self.module, self.data
-        known = [row for row, person in enumerate(people) if person.is_known]
-        others = [row for row, person in enumerate(people) if not person.is_known]
-        parts: list[Side] = []
-        if known:
-            position = np.array([people[row].position for row in known], np.int64)
-            batch = data.horizon(stage).side("user", position, tokens=module.needs_tokens)
-            parts.append(module.users(data, stage, batch.to(module.device)))
-        if others:
-            items = self._past_items(stage)
-            parts += [self._people.side(people[row], stage, self._lookup, items) for row in others]
-        side = Side.joined(parts)
-        return side if not (known and others) else side[torch.tensor([*known, *others]).argsort().to(module.device)]
-
-    def _rank(
-        self, names: list[str], users: Side, items: Catalogue, allowed: Tensor, request: _Request
-    ) -> list[tuple[str, Ids, Tensor]]:
-        """Return name, positions of the best items and their scores of each user."""
-        if request.candidates is None:
-            best = self._best(users, items, allowed, request)
-            return [(name, *found) for name, found in zip(names, best, strict=True)]
-        assert self.index
-        rows: list[tuple[str, Ids, Tensor]] = []
-        for i, near in enumerate(self.index.search(self.module, items, users, request.candidates, allowed)):
-            one, all_ = users[i : i + 1], torch.ones(1, len(near), dtype=torch.bool)
-            ((best, scores),) = self._best(one, items[near], all_, request, near)
-            best = near.numpy()[best]
-            if len(best) < request.k and len(near) < int(allowed[i].sum()):  # filters stood in the way
-                ((best, scores),) = self._best(one, items, allowed[i : i + 1], request)
-            rows.append((names[i], best, scores))
-        return rows
-
-    def _best(
-        self, users: Side, items: Catalogue, allowed: Tensor, request: _Request, places: Tensor | None = None
-    ) -> list[tuple[Ids, Tensor]]:
-        """Return positions of the best of `items`, which stand at `places`, and their scores for each user."""
-        members, fused = items.grid(self.module, users)
-        scores = self.module.loss.score(fused).cpu()
-        by_member = self.module.loss.score(members).cpu()
-        keys, order = request.keys, self._lookup.order
-        if places is not None:
-            keys, order = None if keys is None else keys[places], order[places]
-        if request.min_score is not None:
-            allowed = allowed & (scores >= request.min_score)
-        best = top_k(scores, request.k, allowed, keys, order)
-        return [(b.numpy(), torch.cat([scores[i, b, None], by_member[i, b]], 1)) for i, b in enumerate(best)]
-
-    def _scores(self, members: Tensor, fused: Tensor) -> Tensor:
-        """Return fused and members' scores (B, 1 + M) of outputs (B, M, C) and (B, C)."""
-        score = self.module.loss.score
-        return torch.cat([score(fused).unsqueeze(1), score(members)], 1).cpu()
-
-    def _table(self, rows: list[tuple[str, Ids, Tensor]], asked: str = USER, found: str = ITEM) -> pa.Table:
-        position = np.concatenate([np.zeros(0, np.int64), *(r[1] for r in rows)])
-        lengths = np.array([len(best) for _, best, _ in rows], np.int64)
-        scores = torch.cat([torch.zeros(0, 1 + len(self.module.members) * (asked == USER)), *(r[2] for r in rows)])
-        ranks = [np.arange(1, length + 1) for length in lengths]
-        columns: dict[str, Any] = {
-            asked: pa.array([name for name, _, _ in rows], pa.string()).take(np.repeat(np.arange(len(rows)), lengths)),
-            "rank": np.concatenate([np.zeros(0, np.int64), *ranks]),
-            found: self._lookup.item_ids.take(position),
-            "title": self._lookup.titles.take(position),
-        }
-        return pa.table(columns | self._columns(scores))
-
-    def _columns(self, scores: Tensor) -> dict[str, Any]:
-        """Return the score columns out of fused and members' scores (R, 1 + M), or the score alone, (R, 1)."""
-        names = [name for name in self.module.members if name != FUSED]
-        columns = {"score": scores[:, 0].numpy()}
-        if scores.shape[1] > 2:
-            columns |= {name: scores[:, 1 + i].numpy() for i, name in enumerate(self.module.members) if name in names}
-        return columns
-
-    def _vectors(self, by: str | None) -> Tensor:
-        """Return vectors of all items, (N, W)."""
-        items = self.catalogue().items
-        width = 0 if items.text is None else items.text.shape[1]
-        behaviour = items.features[:, width:]
-        there = {} if items.text is None else {"text": items.text}
-        there |= {"behaviour": behaviour} if behaviour.shape[1] else {}
-        there |= {"features": items.features} if items.features.shape[1] else {}
-        kind = by or next(iter(there), "")
-        if kind not in there:
-            raise ConfigError(
-                "the model has no such vectors of items",
-                where="by (--by)",
-                found=by or "none at all",
-                allowed=listing(there) if there else "a model with model.encoder or model.behaviour",
-            )
-        return there[kind]
-
-    def _check(self, k: int, candidates: int | None, asked: Sequence[Any]) -> None:
-        if k < 1:
-            raise ConfigError("a list cannot be so short", where="k (--k)", found=str(k), allowed="1 or more")
-        if not asked:
-            raise ConfigError(
-                "no user is given",
-                where="users, texts (--users, --text)",
-                allowed="ids of known users, or what is known of a new one: a text, liked items, or both",
-            )
-        if candidates is not None and (self.index is None or candidates < k):
-            raise ConfigError(
-                "lists cannot be made of these candidates",
-                where="candidates (--candidates)",
-                found=f"{candidates}, {'no' if self.index is None else 'an'} index",
-                allowed="as many as the list is long or more, and an index of them",
-                fix="llmrs index --run RUN --out FOLDER; then store=FOLDER (--store FOLDER)",
-            )
-
-    def _allowed(self, allow: Sequence[str] | None, deny: Sequence[str] | None) -> Tensor:
-        """Return which items may be recommended at all, (N,) bool."""
-        mask = torch.full((len(self._lookup.items),), allow is None)
-        if allow is not None:
-            mask[torch.from_numpy(self._positions(allow, ITEM, "allow"))] = True
-        if deny:
-            mask[torch.from_numpy(self._positions(deny, ITEM, "deny"))] = False
-        if self._available is not None:
-            here = torch.zeros_like(mask)
-            here[torch.from_numpy(self._available)] = True
-            mask &= here
-        return mask
-
-    def _keys(self, column: str) -> Tensor:
-        items = self.data.data.items
-        if column not in items.column_names:
-            raise ConfigError(
-                f"the items have no column {column!r}",
-                where="dedup_by (--dedup-by)",
-                allowed=listing(items.column_names),
-            )
-        return self._lookup.keys(column)
-
-    @property
-    def _lookup(self) -> Lookup:
-        if self._found is None or self._found.tables is not self.data.data:
-            self._found = Lookup(self.data, self._added)
-        return self._found
-
-    def _positions(self, asked: Sequence[str], column: str, option: str) -> Ids:
-        place = self._lookup.users if column == USER else self._lookup.items
-        unknown = [str(a) for a in asked if str(a) not in place]
-        if unknown:
-            self._refuse(unknown, len(asked), column, option)
-        return np.fromiter((place[str(a)] for a in asked), np.int64, len(asked))
-
-    def _refuse(self, unknown: Sequence[str], asked: int, column: str, option: str) -> NoReturn:
-        ids = self._lookup.users if column == USER else self._lookup.items
-        raise DataError(
-            f"{len(unknown)} {column} of {asked} are not in the data",
-            where=f"{option} (--{option})",
-            found=listing(unknown, 5),
-            allowed=f"{len(ids):,} ids such as {listing(islice(ids, 3))}",
-            fix="a new user can be described by a text or by liked items" if column == USER else "",
-        )
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What is asked of a list; see `Recommender.recommend`.
-
-    Args:
-        k: Longest list.
-        allowed: (N,) bool, which items may be in it.
-        keys: (N,) what items are duplicates by; None for none.
-        min_score: Lowest score.
-        exclude_seen: Whether to leave out what was seen.
-        seen_parts: The parts of the data that count as seen.
-        candidates: Items of the index that are scored; None for all.
-    """
-
-    k: int
-    allowed: Tensor
-    keys: Tensor | None
-    min_score: float | None
-    exclude_seen: bool
-    seen_parts: tuple[str, ...]
-    candidates: int | None
-
-
-def _stage(seen_parts: tuple[str, ...]) -> Stage:
-    return "now" if PARTS[-1] in seen_parts else "test"
+        return self._stock.catalogue(stage)

@@ -20,7 +20,7 @@ import yaml
 from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.recommend import Recommender
-from llmrs_lightning.recommend.recommender import NEW_USER
+from llmrs_lightning.recommend.people import NEW_USER
 
 USERS, ITEMS = 8, 12
 TITLES = ["Kettle", "kettle ", "Lamp", "LAMP", "Chair", "Bag", "Scarf", "Clock", "Bowl", "Tent", "Mirror", "[Bag]"]
@@ -161,7 +161,7 @@ def test_duplicates_are_told_whatever_their_case_and_blanks(recommender: Recomme
 
 
 def test_users_come_in_any_number(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmrs_lightning.recommend import recommender as module
+    from llmrs_lightning.recommend import lists as module
 
     users = [f"u{u}" for u in range(USERS)]
     whole = recommender.recommend(users, k=4)
