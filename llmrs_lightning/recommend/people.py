@@ -35,7 +35,7 @@ class NewUser:
 
     Args:
         text: What is known of the user, in words.
-        liked: Ids of items that the user liked, or (id, rating), oldest first.
+        liked: Ids of items that the user liked, or tuples (id, rating), oldest first.
         name: What the lists call the user.
     """
 
@@ -122,31 +122,31 @@ class People:
         events = behaviour or any(scorer.needs_past for scorer in self.module.members.values())
         return (self.data.history > 0 and events) or (self.reads_text and self.data.user_past is not None)
 
-    def find(self, users: Sequence[str | NewUser]) -> list[Person]:
-        """Look up users, or describe them.
+    def described(self, users: Sequence[str | NewUser]) -> list[str | Person]:
+        """Return known users as they are, and all that is known of new ones.
 
         Raises:
             DataError: If an id is not in the data, or a rating is none.
             ConfigError: If the model cannot read what is said of a new user.
         """
+        known = self.stock.lookup.users
+        ids = [str(user) for user in users if not isinstance(user, NewUser)]
+        unknown = [user for user in ids if user not in known and user not in self._changed]
+        if unknown:
+            raise refusal(unknown, len(ids), USER, "users", self.stock.lookup)
         unnamed = sum(isinstance(user, NewUser) and user.name is None for user in users)
         names = iter([NEW_USER] if unnamed == 1 else [f"(new user {i + 1})" for i in range(unnamed)])
-        found = [
-            self._new(user, next(names) if user.name is None else user.name)
-            if isinstance(user, NewUser)
-            else self._known(str(user))
+        return [
+            self._new(user, next(names) if user.name is None else user.name) if isinstance(user, NewUser) else str(user)
             for user in users
         ]
-        unknown = [str(user) for user, person in zip(users, found, strict=True) if person is None]
-        if unknown:
-            raise refusal(unknown, len(users), USER, "users", self.stock.lookup)
-        return [person for person in found if person is not None]
 
-    def _known(self, user: str) -> Person | None:
-        if user in self._changed:
-            return self._changed[user]
-        position = self.stock.lookup.users.get(user)
-        return None if position is None else Person(user, position)
+    def find(self, users: Sequence[str | Person]) -> list[Person]:
+        """Look up what `described` returned."""
+        return [user if isinstance(user, Person) else self._known(user) for user in users]
+
+    def _known(self, user: str) -> Person:
+        return self._changed.get(user) or Person(user, self.stock.lookup.users.get(user, -1))
 
     def _new(self, user: NewUser, name: str) -> Person:
         if user.text is not None and not self.reads_text:
@@ -163,8 +163,8 @@ class People:
                     fix="describe the user by a text (--text)" if self.reads_text else "",
                 )
             _log.warning("the model does not read what users liked; it is only left out of the lists")
-        ids = [liked if isinstance(liked, str) else liked[0] for liked in user.liked]
-        ratings = [None if isinstance(liked, str) else liked[1] for liked in user.liked]
+        ids = [liked[0] if isinstance(liked, tuple) else liked for liked in user.liked]
+        ratings = [liked[1] if isinstance(liked, tuple) else None for liked in user.liked]
         events: tuple[Event, ...] = ()
         for item, rating in zip(self.stock.positions(ids, "liked").tolist(), ratings, strict=True):
             events += (self._event(item, rating, self._moment(events)),)
@@ -177,7 +177,7 @@ class People:
             raise DataError(
                 "the timestamp is none", where="timestamp", found=str(timestamp), allowed="seconds since 1970"
             )
-        before = self._known(user) or Person(user)
+        before = self._known(user)
         time = self._moment(before.events) if timestamp is None else int(timestamp)
         events = (*before.events, self._event(place, rating, time))
         self._changed[user] = replace(before, events=tuple(sorted(events, key=lambda event: event.time)))

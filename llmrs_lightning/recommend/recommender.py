@@ -248,14 +248,17 @@ class Recommender:
         allowed, keys = self._stock.allowed(allow, deny), self._stock.keys(dedup_by)
         request = Request(k, allowed, keys, min_score, exclude_seen, seen_parts, candidates)
         request.check(self.index)
-        people = self._people.find([*users, *(NewUser(text) for text in texts)])
+        return self._stream(self._people.described([*users, *(NewUser(text) for text in texts)]), request)
+
+    def _stream(self, users: Sequence[str | Person], request: Request) -> Iterator[pa.Table]:
         rank, step = Ranking(self._stock, self.index), request.users_at_once
-        parts = (people[i : i + step] for i in range(0, len(people), step))
-        return (rank.table(rank(part, self._people.sides(part, request.stage), request)) for part in parts)
+        for start in range(0, len(users), step):
+            people = self._people.find(users[start : start + step])
+            yield rank.table(rank(people, self._people.sides(people, request.stage), request))
 
     def new_users(self, texts: Sequence[str]) -> Side:
         """Return users that are known by a text alone: unknown id, mean numbers, no categories."""
-        return self._people.sides(self._people.find([NewUser(text) for text in texts]), "now")
+        return self._people.sides(self._people.find(self._people.described([NewUser(text) for text in texts])), "now")
 
     def score(self, pairs: Sequence[tuple[str | NewUser, str]], *, seen_parts: tuple[str, ...] = PARTS) -> pa.Table:
         """Score pairs of users and items, known ones and new ones, whatever the filters of lists say.
@@ -272,7 +275,10 @@ class Recommender:
             ConfigError: If the model cannot read a new user.
         """
         given = list(dict.fromkeys(user for user, _ in pairs))
-        people, row = self._people.find(given), {user: place for place, user in enumerate(given)}
+        people, row = (
+            self._people.find(self._people.described(given)),
+            {user: place for place, user in enumerate(given)},
+        )
         person = np.array([row[user] for user, _ in pairs], np.int64)
         item, stage = self._stock.positions([item for _, item in pairs], "pairs"), stage_of(seen_parts)
         parts = [torch.zeros(0, 1 + len(self.module.members))]
