@@ -25,7 +25,7 @@ COMMANDS = {
         "sweep",
         "one configuration x variants x seeds, each a process and run directory of its own",
     ),
-    "recommend": ("commands", "recommend", "best items for known users, or for a new user described in words"),
+    "recommend": ("recommend.command", "recommend", "best items for known users and new ones; items that are alike"),
     "index": ("recommend.command", "index", "what lists need of the items, computed once, and an index of candidates"),
     "export": ("recommend.command", "export", "a run's recommender as a folder that needs no other file"),
 }

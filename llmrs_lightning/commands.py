@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import signal
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
 import torch
 from datasets import Dataset
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -23,8 +19,8 @@ from llmrs_lightning.data.checks import Check
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.sources.files import read_table
-from llmrs_lightning.errors import ConfigError, DataError, SchemaError, listing
-from llmrs_lightning.recommend import Recommender
+from llmrs_lightning.errors import DataError, SchemaError, listing
+from llmrs_lightning.output import check_out, quiet, say, write_table
 from llmrs_lightning.training import batch_size, resume
 from llmrs_lightning.training.callbacks import BestEpoch, StopEarly
 from llmrs_lightning.training.checkpoint import CheckedIO
@@ -56,28 +52,11 @@ from llmrs_lightning.training.rundir import (
     USERS,
     RunDirectory,
     environment,
-    replacing,
 )
 from llmrs_lightning.training.stop import exit_code
 from llmrs_lightning.training.tables import list_table, pair_table, side_table
 
 _ALL_CELLS, _LIST_DEPTH = 5_000_000, 200
-_SUFFIXES = (".parquet", ".csv", ".jsonl")
-
-
-def _quiet() -> None:
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*IterableDataset.*",
-        ".*`isinstance\\(treespec.*",
-        ".*smaller than the logging interval.*",
-        ".*in eval mode at the start of training.*",  # a frozen language model is meant to be
-        ".*your dataloader is not resumable.*",  # the order of batches is
-        ".*xperiment logs directory .* exists and is not empty.*",  # of a run that goes on
-        ".*Checkpoint directory .* exists and is not empty.*",
-    ):
-        warnings.filterwarnings("ignore", message=message)
 
 
 def fit(args: Sequence[str]) -> None:
@@ -86,7 +65,7 @@ def fit(args: Sequence[str]) -> None:
     Raises:
         SystemExit: With 128 plus the number of the signal that has stopped it; 143 for SIGTERM, 138 for SIGUSR1.
     """
-    _quiet()
+    quiet()
     started, meter = time.perf_counter(), CostMeter()
     word, args = resume.split_off(args)
     cli, resumed, checkpoint = (build(args), None, None) if word is None else resume.find(word, args)
@@ -122,11 +101,11 @@ def fit(args: Sequence[str]) -> None:
                 _write_origin(run, cli, data, wandb)
             if wandb is not None:
                 wandb.log_hyperparams(_plain_config(cli) | identity(run))
-            _say(f"run {run.path}: {_describe(data)}")
+            say(f"run {run.path}: {_describe(data)}")
             if rows is not None:
-                _say(f"  data.batch_size: {rows:,} rows fit into memory")
+                say(f"  data.batch_size: {rows:,} rows fit into memory")
             if word is not None:
-                _say(f"  {_where_from(resumed, checkpoint)}")
+                say(f"  {_where_from(resumed, checkpoint)}")
 
         began = time.perf_counter()
         trainer.fit(module, data, ckpt_path=checkpoint)
@@ -157,7 +136,7 @@ def fit(args: Sequence[str]) -> None:
     except SIGTERMException as stop:
         number = getattr(stop, "number", signal.SIGTERM)
         if run is not None and trainer is not None and trainer.is_global_zero:
-            _say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
+            say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
         raise SystemExit(exit_code(number)) from stop
     except (MemoryError, RuntimeError) as error:
         told = None if faults is None else faults.told(error, module, data)
@@ -224,10 +203,6 @@ def _plain_config(cli: RecCLI) -> dict[str, Any]:
 def _describe(data: RecDataModule) -> str:
     sizes = ", ".join(f"{name} {len(rows):,}" for name, rows in data.parts.items())
     return f"{len(data.data.users):,} users, {len(data.data.items):,} items, rows {sizes}"
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def _write_tables(run: RunDirectory, module: JointRecommender, data: RecDataModule) -> None:
@@ -304,7 +279,7 @@ def test(args: Sequence[str]) -> None:
 
 
 def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
-    _quiet()
+    quiet()
     parser = _parser("validate" if stage == "val" else "test", "Evaluate a run's best checkpoint again.")
     known, overrides = parser.parse_known_args(args)
     cli, run, trainer = _open(known.run, overrides)
@@ -319,12 +294,12 @@ def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
 
 def predict(args: Sequence[str]) -> None:
     """Score the pairs of a table."""
-    _quiet()
+    quiet()
     parser = _parser("predict", "Score each (user, item) pair of a table and write the table back with score columns.")
     parser.add_argument("--pairs", required=True, help="table with the user and item id columns: csv, jsonl, parquet")
     parser.add_argument("--out", required=True, help="where the table goes: .csv, .jsonl or .parquet")
     known, overrides = parser.parse_known_args(args)
-    _check_suffix(known.out)
+    check_out(known.out)
     # one process: the rows that others scored would not come back
     cli, _, trainer = _open(known.run, overrides, devices=1, num_nodes=1, strategy="auto")
     data: RecDataModule = cli.datamodule
@@ -362,8 +337,8 @@ def predict(args: Sequence[str]) -> None:
             values = torch.cat([b[name] for b in batches])[order]
             column = "score" if name == "fused" else name.replace("fused_", "")
             table = table.append_column(_free_name(column, table.column_names), pa.array(values.numpy()))
-    _write(table, known.out)
-    _say(f"{len(table):,} rows scored: {known.out}")
+    write_table([table], known.out)
+    say(f"{len(table):,} rows scored: {known.out}")
 
 
 def _moments(pairs: Dataset, name: str | None) -> Any:
@@ -375,45 +350,6 @@ def _moments(pairs: Dataset, name: str | None) -> Any:
     if check.problems:
         raise SchemaError(check.problems)
     return times
-
-
-def recommend(args: Sequence[str]) -> None:
-    """Print or write the best items of users."""
-    _quiet()
-    parser = _parser("recommend", "Rank the catalogue for known users, or for a new user described in words.")
-    parser.add_argument("--users", nargs="+", default=[], help="ids of known users")
-    parser.add_argument("--text", action="append", default=[], help="a text that describes a new user; may be repeated")
-    parser.add_argument("--k", type=int, default=10, help="length of each list (default 10)")
-    parser.add_argument("--include-seen", action="store_true", help="keep items that the user has interacted with")
-    parser.add_argument("--allow", nargs="+", help="ids of the only items to recommend")
-    parser.add_argument("--deny", nargs="+", help="ids of items to leave out")
-    parser.add_argument("--dedup-by", help="items column; of items with one value only the best is kept")
-    parser.add_argument("--store", help="folder that llmrs index wrote for this run")
-    parser.add_argument("--candidates", type=int, help="score so many items of the store's index for a user, not all")
-    parser.add_argument("--out", help="write the lists to a .csv, .jsonl or .parquet file instead of printing them")
-    known, overrides = parser.parse_known_args(args)
-    if known.out:
-        _check_suffix(known.out)
-    if overrides:
-        parser.error(f"unknown options: {' '.join(overrides)}")
-    lists = Recommender.from_run(known.run, store=known.store).recommend(
-        known.users,
-        known.k,
-        texts=known.text,
-        exclude_seen=not known.include_seen,
-        allow=known.allow,
-        deny=known.deny,
-        dedup_by=known.dedup_by,
-        candidates=known.candidates,
-    )
-    if known.out:
-        _write(lists, known.out)
-        _say(f"{len(lists):,} rows: {known.out}")
-    else:
-        show(lists_table(lists, f"top {known.k}", set(), ""))
-    without = sorted(set(known.users) - set(lists.column(USER).to_pylist()))
-    if without:
-        _say(f"nothing is left to recommend to {listing(without)} (--include-seen keeps what they know already)")
 
 
 def _parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -431,32 +367,3 @@ def _free_name(name: str, taken: Sequence[str]) -> str:
     while name in taken:
         name = f"llmrs_{name}"
     return name
-
-
-def _check_suffix(path: str) -> None:
-    file = Path(path)
-    if file.suffix not in _SUFFIXES:
-        raise ConfigError(
-            "the file's suffix is unknown", where="--out", found=file.suffix or path, allowed=listing(_SUFFIXES)
-        )
-    if not file.absolute().parent.is_dir():
-        raise ConfigError("there is no such folder", where="--out", found=str(file.parent), fix="make it first")
-
-
-def _write(table: pa.Table, path: str) -> None:
-    """Write a table whole or not at all."""
-    try:
-        with replacing(Path(path)) as temporary:
-            if path.endswith(".parquet"):
-                pa.parquet.write_table(table, temporary)
-            elif path.endswith(".csv"):
-                pa.csv.write_csv(table, temporary)
-            else:
-                Dataset(table).to_json(str(temporary))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            "the table cannot be written",
-            where=f"--out {path}",
-            found=str(error),
-            fix="write .parquet or .jsonl, which also hold lists, and to a folder that you may write to",
-        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,12 +36,14 @@ class SideTable:
         categories: The category columns by name.
         number_names: Names of the number columns.
         numbers: (rows + 1, F) float32, standardised over the table; a missing number is 0, the mean.
+        scale: (F, 2) float64, mean and spread of each number column as it was read.
     """
 
     num_rows: int
     categories: dict[str, Category] = field(default_factory=dict)
     number_names: list[str] = field(default_factory=list)
     numbers: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    scale: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 2)))
 
     @classmethod
     def build(cls, table: Dataset, categories: Sequence[str], numbers: Sequence[str]) -> SideTable:
@@ -52,14 +54,28 @@ class SideTable:
             categories: Category columns: values, or lists of values.
             numbers: Number columns.
         """
-        columns = [_standardise(table.data.column(name)) for name in numbers]
-        values = np.stack(columns, 1) if columns else np.zeros((len(table), 0), np.float32)
-        return cls(
-            len(table),
-            {name: _bag(table.data.column(name)) for name in categories},
-            list(numbers),
-            np.concatenate([np.zeros((1, values.shape[1]), np.float32), values]),
-        )
+        vocabularies = {name: pc.unique(_bag(table.data.column(name))[0]).sort() for name in categories}
+        scale = np.array([_scale(_floats(table.data.column(name))) for name in numbers]).reshape(-1, 2)
+        return cls._read(table, vocabularies, list(numbers), scale)
+
+    def encode(self, table: Dataset) -> SideTable:
+        """Read the same columns of other rows, with the values and scales of this table; other values are unknown.
+
+        Args:
+            table: Rows of users or items, as the schema returns them.
+        """
+        vocabularies = {name: pa.array(known.values, pa.string()) for name, known in self.categories.items()}
+        return self._read(table, vocabularies, self.number_names, self.scale)
+
+    @classmethod
+    def _read(
+        cls, table: Dataset, vocabularies: Mapping[str, pa.Array], numbers: list[str], scale: NDArray[np.float64]
+    ) -> SideTable:
+        values = np.zeros((len(table) + 1, len(numbers)), np.float32)
+        for place, name in enumerate(numbers):
+            values[1:, place] = _standardise(_floats(table.data.column(name)), *scale[place])
+        categories = {name: _category(table.data.column(name), known) for name, known in vocabularies.items()}
+        return cls(len(table), categories, numbers, values, scale)
 
     def content(self) -> bytes:
         """Return names, values and numbers as bytes, the same on every machine."""
@@ -69,26 +85,37 @@ class SideTable:
         return b"\0".join(parts)
 
 
-def _bag(column: pa.ChunkedArray) -> Category:
+def _bag(column: pa.ChunkedArray) -> tuple[pa.Array, Ids]:
+    """Return all values of a category column, trimmed and without empty ones, and the row of each."""
     array = column.combine_chunks()
     if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
         array = pa.LargeListArray.from_arrays(np.arange(len(array) + 1), array)
     flat = pc.utf8_trim_whitespace(pc.cast(pc.list_flatten(array), pa.string()))
     parent = np.asarray(pc.list_parent_indices(array), np.int64)
-    keep = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(flat), 0), False))
-    flat, parent = flat.filter(pa.array(keep)), parent[keep]
-    values = pc.unique(flat).sort()
-    counts = np.bincount(parent, minlength=len(array))
-    codes = np.zeros((len(array) + 1, int(counts.max(initial=1))), np.int64)
+    keep = np.asarray(pc.fill_null(pc.greater(pc.utf8_length(flat), 0), False), np.bool_)
+    return flat.filter(pa.array(keep)), parent[keep]
+
+
+def _category(column: pa.ChunkedArray, values: pa.Array) -> Category:
+    flat, parent = _bag(column)
+    code = np.asarray(pc.fill_null(pc.index_in(flat, values), -1), np.int64) + 1
+    code, parent = code[code > 0], parent[code > 0]
+    counts = np.bincount(parent, minlength=len(column))
+    codes = np.zeros((len(column) + 1, int(counts.max(initial=1))), np.int64)
     within = np.arange(len(parent)) - np.repeat(np.cumsum(counts) - counts, counts)
-    codes[parent + 1, within] = np.asarray(pc.index_in(flat, values), np.int64) + 1
+    codes[parent + 1, within] = code
     return Category(values.to_pylist(), codes)
 
 
-def _standardise(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    values = np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), np.float64)
-    known = np.isfinite(values)
-    if not known.any():
-        return np.zeros(len(values), np.float32)
-    spread = values[known].std()
-    return np.where(known, (values - values[known].mean()) / (spread or 1.0), 0.0).astype(np.float32)
+def _floats(column: pa.ChunkedArray) -> NDArray[np.float64]:
+    return np.asarray(pc.fill_null(pc.cast(column, pa.float64()), float("nan")), np.float64)
+
+
+def _scale(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return mean and spread of the finite values; a spread of 0 stands for none."""
+    known = values[np.isfinite(values)]
+    return (float(known.mean()), float(known.std())) if len(known) else (0.0, 0.0)
+
+
+def _standardise(values: NDArray[np.float64], mean: float, spread: float) -> NDArray[np.float32]:
+    return np.where(np.isfinite(values), (values - mean) / (spread or 1.0), 0.0).astype(np.float32)

@@ -153,7 +153,7 @@ class TextTemplate:
 
     def _fill(self, batch: dict[str, list[object]], row: int) -> str:
         stop_words = STOP_WORDS if self.remove_stop_words else None
-        filled = [(text, name if not name else _spell(batch[name][row], stop_words)) for text, name in self._pieces]
+        filled = [(text, name if not name else spelt(batch[name][row], stop_words)) for text, name in self._pieces]
         values = [value for _, value in filled if value is not None]
         if values and not any(values):
             return ""
@@ -186,11 +186,12 @@ class TextTemplate:
         )
 
 
-def _spell(value: object, stop_words: AbstractSet[str] | None) -> str:
+def spelt(value: object, stop_words: AbstractSet[str] | None = None) -> str:
+    """Spell a value as templates do: missing ones empty, lists with commas, whole floats without their ".0"."""
     if value is None or value != value:
         return ""
     if isinstance(value, list | tuple):
-        return ", ".join(spelt for spelt in (_spell(part, stop_words) for part in value) if spelt)
+        return ", ".join(one for part in value if (one := spelt(part, stop_words)))
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return clean(str(value), stop_words=stop_words)

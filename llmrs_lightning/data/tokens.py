@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,6 +107,11 @@ class TokenStore:
         tokens, offsets = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("tokens", "offsets"))
         pad_id, continuing = int(tok.pad_token_id or 0), _continuing(tok.get_vocab())
         return cls(tokens, np.asarray(offsets), pad_id, fingerprint, tok.all_special_ids, continuing)
+
+    @classmethod
+    def of(cls, texts: Sequence[str], tokenizer: Any, max_length: int) -> TokenStore:
+        """Tokenise `texts` with a loaded tokeniser, in memory: what is not to be kept, or is soon of no more use."""
+        return cls(*_tokenize(texts, tokenizer, max_length), int(tokenizer.pad_token_id or 0), "")
 
     def batch(
         self,

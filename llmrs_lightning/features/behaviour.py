@@ -6,6 +6,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from llmrs_lightning.data.side import SideTable
 
@@ -52,6 +53,10 @@ class BehaviourFeatures(nn.Module):
             self.past = nn.EmbeddingBag(item.num_rows + 1, self.history_size, mode="mean", padding_idx=0)
             nn.init.normal_(self.past.weight, std=_INIT_STD)
 
+    def extend(self, side: str, table: SideTable) -> None:
+        """Know more rows of `side`, behind the others, by their categories and numbers; they have no ids."""
+        cast(_SideEmbedding, self.sides[side]).extend(table)
+
     def widths(self, side: str) -> list[int]:
         """Return the widths of the fields of `side` in order: id, each category, numbers, past; none of width 0."""
         past = [self.history_size] if side == "user" and self.history_size else []
@@ -89,6 +94,8 @@ class BehaviourFeatures(nn.Module):
 
 
 class _SideEmbedding(nn.Module):
+    numbers: Tensor
+
     def __init__(self, table: SideTable, id_size: int, category_size: int, use_numbers: bool) -> None:
         super().__init__()
         self.ids = nn.Embedding(table.num_rows + 1, id_size) if id_size else None
@@ -105,6 +112,14 @@ class _SideEmbedding(nn.Module):
         self.register_buffer("numbers", torch.from_numpy(table.numbers), persistent=False)
         numbers = table.numbers.shape[1] if use_numbers else 0
         self.widths = [w for w in (id_size, *[category_size] * len(self.categories), numbers) if w]
+
+    def extend(self, table: SideTable) -> None:
+        for i, category in enumerate(table.categories.values() if self.categories else ()):
+            old, new = self.get_buffer(f"codes_{i}"), torch.from_numpy(category.codes[1:])
+            width = max(old.shape[1], new.shape[1])
+            both = [functional.pad(codes, (0, width - codes.shape[1])) for codes in (old, new.to(old.device))]
+            self.register_buffer(f"codes_{i}", torch.cat(both), persistent=False)
+        self.numbers = torch.cat([self.numbers, torch.from_numpy(table.numbers[1:]).to(self.numbers.device)])
 
     def forward(self, index: Tensor, table_row: Tensor) -> Tensor:
         parts = [self.ids(index)] if self.ids is not None else []

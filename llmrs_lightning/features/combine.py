@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Literal, cast
+from itertools import accumulate
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,14 @@ class PastSide:
     def __getitem__(self, rows: Tensor | slice) -> PastSide:
         """Select users."""
         return PastSide(self.items, self.place[rows], self.ratings[rows], self.ages[rows], self.mask[rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence[PastSide]) -> PastSide:
+        """Put the users of some batches one behind another."""
+        starts = [0, *accumulate(len(part.items) for part in parts)]
+        places = [part.place + start for part, start in zip(parts, starts, strict=False)]
+        rest = ([getattr(part, name) for part in parts] for name in ("ratings", "ages", "mask"))
+        return cls(Side.joined([part.items for part in parts]), _stacked(places), *map(_stacked, rest))
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,24 @@ class Side:
         """Select rows of every tensor."""
         values = [getattr(self, f.name) for f in fields(self)]
         return replace(self, **{f.name: v[rows] for f, v in zip(fields(self), values, strict=True) if v is not None})
+
+    @classmethod
+    def joined(cls, parts: Sequence[Side]) -> Side:
+        """Put some users (or items) one behind another; all parts have the same fields."""
+        if len(parts) == 1:
+            return parts[0]
+        values: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(cls)}
+        past = values.pop("past")
+        told: dict[str, Any] = {name: None if of[0] is None else _stacked(of) for name, of in values.items()}
+        return cls(**told, past=None if past[0] is None else PastSide.joined(past))
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """Stack rows of tensors; those with columns get as many as the widest has, zeros behind."""
+    if parts[0].ndim < 2 or len({part.shape[1] for part in parts}) == 1:
+        return torch.cat(parts)
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
 
 
 @dataclass(frozen=True)

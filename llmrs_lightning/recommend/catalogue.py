@@ -40,6 +40,14 @@ class Catalogue:
             self.items[rows], {name: tuple(p[rows] for p in parts) for name, parts in self.prepared.items()}
         )
 
+    def join(self, other: Catalogue) -> Catalogue:
+        """Return these items, then the `other` ones."""
+        prepared = {
+            name: tuple(torch.cat(pair) for pair in zip(parts, other.prepared[name], strict=True))
+            for name, parts in self.prepared.items()
+        }
+        return Catalogue(Side.joined([self.items, other.items]), prepared)
+
     def grid(self, module: JointRecommender, users: Side) -> tuple[Tensor, Tensor]:
         """Score every user (U) with every item: member outputs (U, N, M, C) and fused outputs (U, N, C)."""
         return module.grid(users, self.items, self.prepared)

@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from llmrs_lightning.data.collate import PastBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
-from llmrs_lightning.data.text import clean
-from llmrs_lightning.data.tokens import Ids, TokenStore, distinct
-from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.data.tokens import Ids
+from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import Side
 from llmrs_lightning.recommend.catalogue import Catalogue
 from llmrs_lightning.recommend.folder import is_export
 from llmrs_lightning.recommend.hub import fetched, pushed
 from llmrs_lightning.recommend.index import CandidateIndex
-from llmrs_lightning.recommend.lookup import Lookup
+from llmrs_lightning.recommend.lists import CELLS, Found, Ranking, Request, score_columns, stage_of
 from llmrs_lightning.recommend.origin import Origin
+from llmrs_lightning.recommend.people import NewUser, People, Person
+from llmrs_lightning.recommend.stock import Stock
 from llmrs_lightning.recommend.store import ItemStore, fingerprints
 from llmrs_lightning.recommend.topk import top_k
-from llmrs_lightning.training.evaluation import FUSED
+from llmrs_lightning.recommend.words import Words
 from llmrs_lightning.training.module import JointRecommender
 
-NEW_USER = "(new user)"
-_USERS_AT_ONCE = 256
-_CELLS = 2**20  # scores at a time: large tensors are slow to get
+_PAIRS_AT_ONCE = 8192
 
 
 class Recommender:
@@ -63,20 +62,22 @@ class Recommender:
                 "this model scores pairs and cannot rank a catalogue", where="model.ranking", found="false"
             )
         self.module, self.data, self.origin = module.eval(), data, origin
-        self._catalogue: Catalogue | None = None
-        self._found: Lookup | None = None
         self.index: CandidateIndex | None = None
+        kept = None
         if store is not None:
             kept = ItemStore.open(store, fingerprints(module, data, origin), module.device)
-            self._catalogue, self.index = kept.catalogue, kept.index
+            self.index = kept.index
             module.keep_catalogue(data, "now", kept.catalogue.items)
+        words = Words(data.tokenizer, data.max_length)
+        self._stock = Stock(module, data, words, None if kept is None else kept.catalogue)
+        self._people = People(self._stock)
 
     @classmethod
     def from_run(cls, run: str | Path, device: str = "cpu", store: str | Path | None = None) -> Recommender:
         """Load the best checkpoint of the run directory `run`; an exported folder is loaded as one.
 
         Args:
-            run: The folder.
+            run: The folder, or a checkpoint in it.
             device: Where the model is put.
             store: Folder that `llmrs index` wrote for this run; None for none.
         """
@@ -85,7 +86,10 @@ class Recommender:
         if is_export(Path(run)):
             return cls.from_pretrained(run, device, store=store)
         cli, directory = open_run(str(run))
-        return cls(cli.model.to(device), cli.datamodule, Origin.of_run(cli, directory), store)
+        origin = Origin.of_run(cli, directory)
+        if Path(run).is_file():  # the metrics are those of the best one
+            origin = replace(origin, metrics={})
+        return cls(cli.model.to(device), cli.datamodule, origin, store)
 
     @classmethod
     def from_pretrained(
@@ -163,10 +167,9 @@ class Recommender:
         with TemporaryDirectory() as folder:
             return pushed(self.save_pretrained(Path(folder) / "recommender"), repo_id, private, revision, message)
 
-    @torch.inference_mode()
     def recommend(
         self,
-        users: Sequence[str] = (),
+        users: Sequence[str | NewUser] = (),
         k: int = 10,
         *,
         texts: Sequence[str] = (),
@@ -174,180 +177,220 @@ class Recommender:
         allow: Sequence[str] | None = None,
         deny: Sequence[str] | None = None,
         dedup_by: str | None = None,
+        min_score: float | None = None,
         seen_parts: tuple[str, ...] = PARTS,
         candidates: int | None = None,
     ) -> pa.Table:
         """Return the best items of each user.
 
+        Filters are exact: where fewer than k items are left, the list is shorter, and it is never filled up.
+
         Args:
-            users: Ids of known users.
-            k: Longest list; fewer items are returned where fewer are left, or the catalogue is smaller.
-            texts: Free texts, each a new user; they are scored through the unknown-id slot.
-            exclude_seen: Leave out what a known user has interacted with.
+            users: Ids of known users, and new users, who are scored through the unknown-id slot.
+            k: Longest list; it may be longer than the catalogue.
+            texts: Free texts, each a new user.
+            exclude_seen: Leave out what a user has interacted with, or liked.
             allow: Ids of the only items to recommend.
             deny: Ids of items to leave out.
-            dedup_by: Items column; of items with one value (letter case and outer blanks aside) the best is kept.
+            dedup_by: Items column, such as title; of items with one value (letter case, white space and Unicode forms
+                aside) the best is kept.
+            min_score: Lowest score of an item.
             seen_parts: The parts of the data that count as seen.
             candidates: How many items of the store's index are scored for a user; None scores all. Filters stay exact,
                 scores are those of the whole model, and a list that would be too short is taken out of all items.
 
         Returns:
             Columns user_id, rank (from 1), item_id, title, score, and the score of each member, best first. Equal
-            scores are ordered by the items' places in their table.
+            scores are ordered by the items' ids, as strings; a score of NaN is in no list.
 
         Raises:
-            DataError: If an id is not in the data, or a new user's text is empty.
-            ConfigError: If k or a column cannot be used, or nothing is asked.
+            DataError: If an id is not in the data, or nothing is known of a new user.
+            ConfigError: If k or a column cannot be used, nothing is asked, or the model cannot read a new user.
         """
-        if k < 1:
-            raise ConfigError("a list cannot be so short", where="k (--k)", found=str(k), allowed="1 or more")
+        tables = self.stream(
+            users,
+            k,
+            texts=texts,
+            exclude_seen=exclude_seen,
+            allow=allow,
+            deny=deny,
+            dedup_by=dedup_by,
+            min_score=min_score,
+            seen_parts=seen_parts,
+            candidates=candidates,
+        )
+        return pa.concat_tables(tables).combine_chunks()
+
+    def stream(
+        self,
+        users: Sequence[str | NewUser] = (),
+        k: int = 10,
+        *,
+        texts: Sequence[str] = (),
+        exclude_seen: bool = True,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        dedup_by: str | None = None,
+        min_score: float | None = None,
+        seen_parts: tuple[str, ...] = PARTS,
+        candidates: int | None = None,
+    ) -> Iterator[pa.Table]:
+        """Yield the lists of some users after those of others, for more users than memory holds lists of.
+
+        All is as for `recommend`; what is wrong is said before the first lists.
+        """
         if not users and not texts:
             raise ConfigError(
                 "no user is given",
                 where="users, texts (--users, --text)",
-                allowed="ids of known users, or a text that describes a new one",
+                allowed="ids of known users, or what is known of a new one: a text, liked items, or both",
             )
-        if candidates is not None and (self.index is None or candidates < k):
-            raise ConfigError(
-                "lists cannot be made of these candidates",
-                where="candidates (--candidates)",
-                found=f"{candidates}, {'no' if self.index is None else 'an'} index",
-                allowed="as many as the list is long or more, and an index of them",
-                fix="llmrs index --run RUN --out FOLDER; then store=FOLDER (--store FOLDER)",
-            )
-        known = self._positions(users, USER, "users")
-        allowed = self._allowed(allow, deny)
-        keys = None if dedup_by is None else self._keys(dedup_by)
-        seen = self._lookup.seen(seen_parts)
-        stage: Stage = "now" if PARTS[-1] in seen_parts else "test"
-        horizon, items = self.data.horizon(stage), self.catalogue(stage)
-        rows: list[tuple[str, Ids, Tensor]] = []
-        step = min(max(_CELLS // len(items), 1), _USERS_AT_ONCE)
-        for start in range(0, len(known), step):
-            part = known[start : start + step]
-            mask = allowed.expand(len(part), -1)
-            if exclude_seen:
-                mask = mask & ~seen.mask(part, len(items))
-            names = [str(self.data.data.user_ids[p]) for p in part]
-            sides = self.module.users(self.data, stage, horizon.side("user", part).to(self.module.device))
-            rows += self._rank(names, sides, items, mask, keys, k, candidates)
-        if texts:
-            mask = allowed.expand(len(texts), -1)
-            names = [NEW_USER if len(texts) == 1 else f"(new user {i})" for i in range(1, len(texts) + 1)]
-            rows += self._rank(names, self.new_users(texts), items, mask, keys, k, candidates)
-        return self._table(rows)
+        allowed, keys = self._stock.allowed(allow, deny), self._stock.keys(dedup_by)
+        request = Request(k, allowed, keys, min_score, exclude_seen, seen_parts, candidates)
+        request.check(self.index)
+        return self._stream(self._people.described([*users, *(NewUser(text) for text in texts)]), request)
+
+    def _stream(self, users: Sequence[str | Person], request: Request) -> Iterator[pa.Table]:
+        rank, step = Ranking(self._stock, self.index), request.users_at_once
+        for start in range(0, len(users), step):
+            people = self._people.find(users[start : start + step])
+            yield rank.table(rank(people, self._people.sides(people, request.stage), request))
 
     def new_users(self, texts: Sequence[str]) -> Side:
         """Return users that are known by a text alone: unknown id, mean numbers, no categories."""
-        if self.module.encoder is None or "user" not in self.data.text_sides:
-            raise ConfigError(
-                "this model reads no text of users, so a new one cannot be described",
-                where="model.encoder and data.user_text",
-            )
-        if not all(t.strip() for t in texts):
-            raise DataError(
-                "a new user's text is empty", where="texts (--text)", fix="describe the user in a few words"
-            )
-        assert self.data.tokenizer
-        lowercase = self.data.user_text is not None and self.data.user_text.lowercase
-        words, index = distinct([clean(t, lowercase) for t in texts])
-        with TemporaryDirectory() as folder:  # what a user writes is not kept
-            store = TokenStore.build(words, self.data.tokenizer, self.data.max_length, folder)
-            tokens = store.batch(np.arange(len(words)))
-        past = PastBatch.nothing(len(texts)) if self.data.history else None
-        batch = SideBatch(torch.full((len(texts),), -1), torch.from_numpy(index), texts=tokens, past=past)
-        return self.module.users(self.data, "test", batch.to(self.module.device))
+        return self._people.sides(self._people.find(self._people.described([NewUser(text) for text in texts])), "now")
+
+    def score(self, pairs: Sequence[tuple[str | NewUser, str]], *, seen_parts: tuple[str, ...] = PARTS) -> pa.Table:
+        """Score pairs of users and items, known ones and new ones, whatever the filters of lists say.
+
+        Args:
+            pairs: (user, item id) each.
+            seen_parts: The parts of the data that the users have behind them.
+
+        Returns:
+            Columns user_id, item_id, score, and the score of each member, in the order of the pairs.
+
+        Raises:
+            DataError: If an id is not in the data, or nothing is known of a new user.
+            ConfigError: If the model cannot read a new user.
+        """
+        given = list(dict.fromkeys(user for user, _ in pairs))
+        people, row = (
+            self._people.find(self._people.described(given)),
+            {user: place for place, user in enumerate(given)},
+        )
+        person = np.array([row[user] for user, _ in pairs], np.int64)
+        item, stage = self._stock.positions([item for _, item in pairs], "pairs"), stage_of(seen_parts)
+        parts = [torch.zeros(0, 1 + len(self.module.members))]
+        for start in range(0, len(pairs), _PAIRS_AT_ONCE):
+            part = slice(start, start + _PAIRS_AT_ONCE)
+            some, place = np.unique(person[part], return_inverse=True)
+            parts.append(self._score([people[p] for p in some], torch.from_numpy(place), item[part], stage))
+        names = pa.array([people[p].name for p in person], pa.string())
+        columns = {USER: names, ITEM: self._stock.lookup.item_ids.take(item)}
+        return pa.table(columns | score_columns(self.module, torch.cat(parts)))
+
+    @torch.inference_mode()
+    def _score(self, people: Sequence[Person], place: Tensor, item: Ids, stage: Stage) -> Tensor:
+        """Return fused and members' scores (B, 1 + M) of the people at `place` (B,) with items (B,)."""
+        device, score = self.module.device, self.module.loss.score
+        items = self._stock.catalogue(stage).items[torch.from_numpy(item).to(device)]
+        members, fused = self.module.pairs(self._people.sides(people, stage), items, place.to(device))
+        return torch.cat([score(fused).unsqueeze(1), score(members)], 1).cpu()
+
+    def similar_items(
+        self,
+        items: Sequence[str],
+        k: int = 10,
+        *,
+        by: Literal["text", "behaviour", "features"] | None = None,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        dedup_by: str | None = None,
+        min_score: float | None = None,
+    ) -> pa.Table:
+        """Return the items nearest to each of some items, by the cosine of their vectors.
+
+        Args:
+            items: Ids.
+            k: Longest list.
+            by: `text` vectors; `behaviour`, the vectors of id, categories and numbers; `features`, both. None takes
+                the first that there is.
+            allow: As for `recommend`.
+            deny: As for `recommend`.
+            dedup_by: As for `recommend`; what is a duplicate of the item itself is left out too.
+            min_score: Lowest cosine.
+
+        Returns:
+            Columns item_id, rank (from 1), similar_item_id, title, score, nearest first.
+
+        Raises:
+            DataError: If an id is not in the data.
+            ConfigError: If the model has no such vectors, or an option cannot be used.
+        """
+        asked = self._stock.positions(items, "items")
+        allowed, keys = self._stock.allowed(allow, deny), self._stock.keys(dedup_by)
+        Request(k, allowed).check(None)
+        vectors = functional.normalize(self._stock.vectors(by).float(), dim=1)
+        rows, step = [], max(CELLS // len(vectors), 1)
+        for part in torch.split(torch.from_numpy(asked), step):
+            cosines = (vectors[part.to(vectors.device)] @ vectors.T).cpu()
+            mask = allowed.repeat(len(part), 1)
+            mask[torch.arange(len(part)), part] = False
+            if keys is not None:
+                mask &= keys != keys[part].unsqueeze(1)
+            if min_score is not None:
+                mask &= cosines >= min_score
+            best = top_k(cosines, k, mask, keys, self._stock.lookup.order)
+            names = self._stock.lookup.item_ids.take(part.numpy()).to_pylist()
+            rows += [Found(names[i], b.numpy(), cosines[i, b, None]) for i, b in enumerate(best)]
+        return Ranking(self._stock, None).table(rows, ITEM, "similar_item_id", width=1)
+
+    def add_items(self, rows: Any) -> None:
+        """Know more items, which came after training; nothing is trained again.
+
+        Their texts are written by the run's template; categories and numbers are read with the values and scales of the
+        training data, where a value that was not among them is unknown; ids are unknown. Members that were fitted to
+        the training pairs take them for items without any.
+
+        Args:
+            rows: A `datasets.Dataset`, pyarrow table, pandas frame, dict of columns, or list of dicts, with the columns
+                that the run's template and schema name; others, such as a title, may be there.
+
+        Raises:
+            DataError: If columns are missing, ids are there already, or values are none.
+        """
+        self._stock.add(rows)
+
+    def set_available(self, items: Sequence[str] | None) -> None:
+        """Recommend these items alone from now on, and those that are added later; None makes all available.
+
+        Args:
+            items: Ids; what users did with the others still counts.
+
+        Raises:
+            DataError: If an id is not in the data.
+        """
+        self._stock.set_available(items)
+
+    def observe(self, user: str, item: str, rating: float | None = None, timestamp: int | None = None) -> None:
+        """Take note of what a user did; it changes the next list.
+
+        The item counts as seen, and is in the user's past for members and texts that read one. What was fitted to the
+        training pairs does not change. A user who is not in the data becomes one, known by what he or she did.
+
+        Args:
+            user: Id, known or new.
+            item: Id.
+            rating: None stands for a like, with the rating that most likes have in the training data.
+            timestamp: Seconds since 1970; None is the moment right behind all that is known of the user. Without
+                times in the data it is not read.
+
+        Raises:
+            DataError: If the item is not in the data, or rating or timestamp cannot be one of the data.
+        """
+        self._people.observe(str(user), item, rating, timestamp)
 
     def catalogue(self, stage: Stage = "now") -> Catalogue:
-        """Return all items as they are seen at `stage`, with what scores take of them alone."""
-        items = self.module.catalogue(self.data, stage)
-        if self._catalogue is None or self._catalogue.items is not items:
-            self._catalogue = Catalogue.of(self.module, items)
-        return self._catalogue
-
-    def _rank(
-        self,
-        names: list[str],
-        users: Side,
-        items: Catalogue,
-        allowed: Tensor,
-        keys: Tensor | None,
-        k: int,
-        candidates: int | None,
-    ) -> list[tuple[str, Ids, Tensor]]:
-        if candidates is None:
-            return [
-                (name, *found) for name, found in zip(names, self._best(users, items, allowed, keys, k), strict=True)
-            ]
-        assert self.index
-        rows: list[tuple[str, Ids, Tensor]] = []
-        for i, near in enumerate(self.index.search(self.module, items, users, candidates, allowed)):
-            one, mine = users[i : i + 1], None if keys is None else keys[near]
-            ((best, scores),) = self._best(one, items[near], torch.ones(1, len(near), dtype=torch.bool), mine, k)
-            best = near.numpy()[best]
-            if len(best) < k and len(near) < int(allowed[i].sum()):  # duplicates stood in the way
-                ((best, scores),) = self._best(one, items, allowed[i : i + 1], keys, k)
-            rows.append((names[i], best, scores))
-        return rows
-
-    def _best(
-        self, users: Side, items: Catalogue, allowed: Tensor, keys: Tensor | None, k: int
-    ) -> list[tuple[Ids, Tensor]]:
-        """Return positions of the best items and their scores, fused and of each member, for each user."""
-        members, fused = items.grid(self.module, users)
-        scores = self.module.loss.score(fused).cpu()
-        by_member = self.module.loss.score(members).cpu()
-        best = top_k(scores, k, allowed, keys)
-        return [(b.numpy(), torch.cat([scores[i, b, None], by_member[i, b]], 1)) for i, b in enumerate(best)]
-
-    def _table(self, rows: list[tuple[str, Ids, Tensor]]) -> pa.Table:
-        position = np.concatenate([r[1] for r in rows]) if rows else np.zeros(0, np.int64)
-        lengths = [len(best) for _, best, _ in rows]
-        scores = torch.cat([r[2] for r in rows])
-        columns: dict[str, Any] = {
-            USER: pa.array([name for name, _, _ in rows], pa.string()).take(np.repeat(np.arange(len(rows)), lengths)),
-            "rank": np.concatenate([np.arange(1, length + 1) for length in lengths]),
-            ITEM: self._lookup.item_ids.take(position),
-            "title": self._lookup.titles.take(position),
-            "score": scores[:, 0].numpy(),
-        }
-        members = self.module.members
-        if len(members) > 1:
-            columns |= {name: scores[:, 1 + i].numpy() for i, name in enumerate(members) if name != FUSED}
-        return pa.table(columns)
-
-    def _allowed(self, allow: Sequence[str] | None, deny: Sequence[str] | None) -> Tensor:
-        ids = self.data.data.item_ids
-        mask = torch.full((len(ids),), allow is None)
-        if allow is not None:
-            mask[torch.from_numpy(self._positions(allow, ITEM, "allow"))] = True
-        if deny:
-            mask[torch.from_numpy(self._positions(deny, ITEM, "deny"))] = False
-        return mask
-
-    def _keys(self, column: str) -> Tensor:
-        items = self.data.data.items
-        if column not in items.column_names:
-            raise ConfigError(
-                f"the items have no column {column!r}", where="dedup_by", allowed=listing(items.column_names)
-            )
-        return self._lookup.keys(column)
-
-    @property
-    def _lookup(self) -> Lookup:
-        if self._found is None or self._found.tables is not self.data.data:
-            self._found = Lookup(self.data)
-        return self._found
-
-    def _positions(self, asked: Sequence[str], column: str, option: str) -> Ids:
-        place = self._lookup.users if column == USER else self._lookup.items
-        unknown = [str(a) for a in asked if str(a) not in place]
-        if unknown:
-            raise DataError(
-                f"{len(unknown)} {column} of {len(asked)} are not in the data",
-                where=f"{option} (--{option})",
-                found=listing(unknown, 5),
-                allowed=f"{len(place):,} ids such as {listing(islice(place, 3))}",
-                fix="a new user can be described by a text" if column == USER else "",
-            )
-        return np.fromiter((place[str(a)] for a in asked), np.int64, len(asked))
+        """Return all items as they are seen at `stage`, with what scores take of them alone; added ones come last."""
+        return self._stock.catalogue(stage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -50,10 +51,18 @@ def check_data(run: RunDirectory, data: RecDataModule) -> None:
             )
 
 
-def load_weights(module: JointRecommender, run: RunDirectory) -> int:
-    """Load the best checkpoint and return its epoch; nothing but tensors and plain values is unpickled."""
-    run.checkpoint()  # says so if there is none
-    path = newest(run.saved("best"))
+def load_weights(module: JointRecommender, run: RunDirectory, checkpoint: Path | None = None) -> int:
+    """Load a checkpoint and return its epoch; nothing but tensors and plain values is unpickled.
+
+    Args:
+        module: The model.
+        run: Its run.
+        checkpoint: The file; None for the best one.
+
+    Raises:
+        DataError: If there is none, or it is damaged.
+    """
+    path = newest([checkpoint or run.checkpoint(), *([] if checkpoint else run.saved("best")[1:])])
     try:
         best = torch.load(path, map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
@@ -68,10 +77,16 @@ def load_weights(module: JointRecommender, run: RunDirectory) -> int:
 
 
 def open_run(path: str, overrides: Sequence[str] = ()) -> tuple[RecCLI, RunDirectory]:
-    """Build what a run directory describes, as `restore` does, with the weights of its best epoch."""
-    run = RunDirectory.open(path)
+    """Build what a run directory describes, as `restore` does, with the weights of its best epoch.
+
+    Args:
+        path: The run directory, or a checkpoint in it, whose weights are taken then.
+        overrides: Options that differ from the run's configuration.
+    """
+    checkpoint = Path(path) if Path(path).suffix == ".ckpt" else None
+    run = RunDirectory.open(path if checkpoint is None else str(checkpoint.parent.parent))
     cli = restore(run, overrides)
-    load_weights(prepare(cli)[0], run)
+    load_weights(prepare(cli)[0], run, checkpoint)
     return cli, run
 
 

@@ -19,6 +19,7 @@ from llmrs_lightning.data.negatives import HardNegatives
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
+from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
@@ -178,6 +179,18 @@ class JointRecommender(pl.LightningModule):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, ignored)  # type: ignore[no-untyped-call]
         self._built = True
 
+    def extend(self, side: SideName, table: SideTable) -> None:
+        """Know more users (or items) than were trained, behind the others, by what `table` says; their ids are unknown.
+
+        Args:
+            side: Which side.
+            table: Their categories and numbers, as `SideTable.encode` reads them.
+        """
+        rows = self.get_buffer(f"{side}_rows")
+        self.register_buffer(f"{side}_rows", torch.cat([rows, rows.new_zeros(table.num_rows)]), persistent=False)
+        if self.behaviour is not None:
+            self.behaviour.extend(side, table)
+
     @property
     def members(self) -> dict[str, Scorer]:
         """The scorers by name."""
@@ -250,8 +263,12 @@ class JointRecommender(pl.LightningModule):
         items = self.make_side("item", batch.item)
         item, past_items = items[: len(batch)], items[len(batch) :]
         user = self.make_side("user", batch.user, past_items)
-        members = torch.stack([s.pairs(user, item, batch.source).float() for s in self.members.values()], 1)
-        return members, self.fusion(members, PairFeatures(user.features[batch.source], item.features))
+        return self.pairs(user, item, batch.source)
+
+    def pairs(self, users: Side, items: Side, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Score B items each with the user at `row` (B,): member outputs (B, M, C) and fused outputs (B, C)."""
+        members = torch.stack([s.pairs(users, items, row).float() for s in self.members.values()], 1)
+        return members, self.fusion(members, PairFeatures(users.features[row], items.features))
 
     def prepare_items(self, items: Side) -> dict[str, tuple[Tensor, ...]]:
         """Return, by member, what each one's score takes of the items alone."""

@@ -2,75 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-import yaml
+from recommend.conftest import ITEMS, TITLES, USERS
 
-from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.recommend import Recommender
-from llmrs_lightning.recommend.recommender import NEW_USER
-
-USERS, ITEMS = 8, 12
-TITLES = ["Kettle", "kettle ", "Lamp", "LAMP", "Chair", "Bag", "Scarf", "Clock", "Bowl", "Tent", "Mirror", "[Bag]"]
-
-
-@pytest.fixture(scope="module")
-def made(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give a trained run over files: users rate two thirds of the items; titles come twice in other spellings."""
-    from llmrs_lightning.data.sources import Checkerboard
-
-    folder = tmp_path_factory.mktemp("recommender")
-    board = Checkerboard(num_users=USERS, num_items=ITEMS, density=0.66).load()
-    assert board.users is not None
-    assert board.items is not None
-    items = [{**row, "title": title} for row, title in zip(board.items.to_list(), TITLES, strict=True)]
-    tables = {"users": board.users.to_list(), "items": items, "interactions": board.interactions.to_list()}
-    for name, rows in tables.items():
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = {
-        "run": {"experiment": "e", "folder": str(folder / "runs"), "id": "one", "examples": 0},
-        "trainer": {"max_epochs": 2, "accelerator": "cpu", "enable_progress_bar": False},
-        "model": {
-            "encoder": {"class_path": "TextEncoder", "init_args": {"pretrained": tiny_bert, "projection": 6}},
-            "behaviour": {"class_path": "BehaviourFeatures", "init_args": {"id_size": 4, "id_dropout": 0.3}},
-            "scorers": {
-                "dnn": {"class_path": "DNNScorer", "init_args": {"hidden_sizes": [8]}},
-                "mf": {"class_path": "MFScorer", "init_args": {"size": 4}},
-                "semantic": {"class_path": "SemanticScorer"},
-            },
-            "optimizer": {"learning_rate": 0.02, "encoder_learning_rate": 0.002},
-        },
-        "data": {
-            "source": {
-                "class_path": "FileSource",
-                "init_args": {name: str(folder / f"{name}.jsonl") for name in tables},
-            },
-            "user_text": {"template": "{taste}", "lowercase": True},
-            "item_text": {"template": "{description}"},
-            "splitter": {"class_path": "RandomSplit", "init_args": {"train": 0.6, "val": 0.2}},
-            "batch_size": 16,
-        },
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LLMRS_CACHE", str(folder / "cache"))
-        patch.setenv("WANDB_MODE", "disabled")
-        with redirect_stdout(io.StringIO()):
-            assert main(["fit", "--config", str(folder / "config.yaml")]) == 0
-        yield folder
-
+from llmrs_lightning.recommend.people import NEW_USER
 
 @pytest.fixture(scope="module")
 def recommender(made: Path) -> Recommender:
@@ -161,7 +107,7 @@ def test_duplicates_are_told_whatever_their_case_and_blanks(recommender: Recomme
 
 
 def test_users_come_in_any_number(recommender: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmrs_lightning.recommend import recommender as module
+    from llmrs_lightning.recommend import lists as module
 
     users = [f"u{u}" for u in range(USERS)]
     whole = recommender.recommend(users, k=4)
