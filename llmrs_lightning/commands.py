@@ -94,6 +94,7 @@ def fit(args: Sequence[str]) -> None:
     try:
         module, data = prepare(cli)
         check_monitor(module, data)
+        module.meet_teacher(data)
         if run is None:
             seed = int(cli.config["seed_everything"])
             run = RunDirectory.create(options.folder, options.experiment, seed, options.id)

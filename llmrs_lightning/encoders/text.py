@@ -42,8 +42,8 @@ class TextEncoder(nn.Module):
         cache_states: Keep the states below the lowest layer that learns on disk, float32, so that an epoch runs only
             the layers above; tokens x width x 4 bytes.
         dropout: Backbone dropout while training, of the layers that learn; None keeps the model's own.
-        keep_layers: Numbers of the layers to keep, from 0 at the bottom, such as [0, 2, 5]; the others are taken out, for
-            a smaller and faster model. None keeps all.
+        keep_layers: Numbers of the layers to keep, from 0 at the bottom, such as [0, 2, 5], for a smaller and faster
+            model; the others are taken out. None keeps all.
         encode_chunk: Tokens, padding included, that are encoded at a time while training. What a chunk keeps for its
             gradient is dropped and computed again in the backward pass, so that memory is that of one chunk and no more
             than a vector a text beside it, for one more forward pass; None keeps everything. Gradients are the same.

@@ -40,6 +40,7 @@ from llmrs_lightning.training.checks import (
     check_members,
     check_negatives,
 )
+from llmrs_lightning.training.distill import Distillation, Teacher
 from llmrs_lightning.training.evaluation import (
     FUSED,
     LOSS,
@@ -80,6 +81,7 @@ class JointRecommender(pl.LightningModule):
         ranking: Rank the whole catalogue in validation and test, or the part of it that `data.candidates` asks for;
             false evaluates pairs only.
         monitor: Validation metric that early stopping and the best checkpoint follow.
+        distill: A trained run to learn from beside the labels; null for none.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class JointRecommender(pl.LightningModule):
         ks: list[int] | None = None,
         ranking: bool = True,
         monitor: str = "auc",
+        distill: Distillation | None = None,
     ) -> None:
         super().__init__()
         check_members(scorers, ranking)
@@ -115,6 +118,9 @@ class JointRecommender(pl.LightningModule):
         self.list_depth = 0  # ranked items of each system that an evaluation keeps, beside all that are to be found
         self.lists: PairMetrics | None = None
         self.list_table: tuple[Tensor, Tensor] | None = None
+        self.distill = distill
+        self._teacher: Teacher | None = None
+        self._pooled: dict[SideName, Tensor] = {}  # vectors of the texts at hand, for the teacher to compare
         self._built = False
         self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
@@ -132,6 +138,20 @@ class JointRecommender(pl.LightningModule):
         if stage == "fit" and self.trainer.world_size > 1:
             check_distributed(self.trainer)
             self._expect_rest()
+        if stage == "fit" and self.distill is not None:
+            self.configure_model()
+            self.meet_teacher(data)
+
+    def meet_teacher(self, data: RecDataModule) -> None:
+        """Load the teacher, if there is to be one, and start from its weights, before training or a checkpoint.
+
+        Raises:
+            LLMRSError: If it cannot teach this model.
+        """
+        if self.distill is not None and self._teacher is None:
+            self._teacher = Teacher(self.distill, self, data)
+            if self.distill.start:
+                self._teacher.start(self)
 
     def _expect_rest(self) -> None:
         """Tell DDP not to wait for the gradients of what rests in the first epochs."""
@@ -185,6 +205,11 @@ class JointRecommender(pl.LightningModule):
         return cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
+    def text_vectors(self) -> TextVectors:
+        """The pooled vectors of texts, kept until the language model changes; there is an encoder."""
+        return self._vectors
+
+    @property
     def _fitted(self) -> dict[str, FittedScorer]:
         return {name: scorer for name, scorer in self.members.items() if isinstance(scorer, FittedScorer)}
 
@@ -230,10 +255,13 @@ class JointRecommender(pl.LightningModule):
         if batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
             assert batch.texts is not None
             below = None if batch.text_ids is None else self._states(side, batch.text_ids, batch.texts)
-            vectors = self.encoder(batch.texts, side, below)
+            pooled = self.encoder.pooled(batch.texts, side, below)
+            if self.training and self._teacher is not None:
+                self._pooled[side] = pooled
+            vectors = self.encoder.head(pooled, side)
         else:
             vectors = self._vectors(side, batch.text_ids)
-        return cast(Tensor, vectors[batch.text])
+        return vectors[batch.text]
 
     def forward(self, batch: RecBatch) -> tuple[Tensor, Tensor]:
         """Score pairs.
@@ -279,6 +307,11 @@ class JointRecommender(pl.LightningModule):
         rows = self.loss(fused, truth)
         for member in members.unbind(1):
             rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, truth)
+        if self._teacher is not None:
+            pooled, self._pooled = self._pooled, {}
+            for name, errors in self._teacher.errors(self, batch, (members, fused), pooled).items():
+                rows = rows + errors
+                self.log(f"train/teacher_{name}", errors.mean(), batch_size=len(batch), sync_dist=True)
         loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
         if not torch.isfinite(loss):
             outputs = {**dict(zip(self.members, members.unbind(1), strict=True)), FUSED: fused, "the loss": loss}
@@ -299,6 +332,8 @@ class JointRecommender(pl.LightningModule):
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
             self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
+        if self._teacher is not None:
+            self._teacher.prepare(self, data)
         self._fit_members(data)
         if all(scorer.has_grid for scorer in self.members.values()):
             self._warn_of_unknown(data)
