@@ -77,6 +77,18 @@ class Recommender:
         module, data, origin = load(fetched(name, revision))
         return cls(module.to(device), data, origin)
 
+    def quantized(self) -> Recommender:
+        """Put the language model into int8, and return this recommender.
+
+        Texts are encoded with weights of a quarter of the size, faster, to vectors that differ a little; on a CPU, and
+        not to be saved.
+
+        Raises:
+            ConfigError: If the model is not on a CPU, or this one cannot do it.
+        """
+        self.module.quantize()
+        return self
+
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write all that lists need: weights, tokeniser, configuration, users, items, interactions and a model card.
 

@@ -22,6 +22,7 @@ from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders.int8 import quantize
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
@@ -218,6 +219,15 @@ class JointRecommender(pl.LightningModule):
         """The pretrained parts, which have their own learning rate."""
         encoders: list[nn.Module] = list(self.encoder.backbones.values()) if self.encoder else []
         return encoders + [s.backbone for s in self.members.values() if isinstance(s, CrossEncoderScorer)]
+
+    def quantize(self) -> None:
+        """Put the language models into int8, for encoding on a CPU; they learn no more.
+
+        Raises:
+            ConfigError: If the model is not on a CPU, or this one cannot do it.
+        """
+        for language_model in self.language_models:
+            quantize(language_model)
 
     # ---- from batch to outputs
 
