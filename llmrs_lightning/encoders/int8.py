@@ -41,7 +41,7 @@ class Int8Linear(nn.Module):
         """Map (..., I) to (..., O)."""
         rows = states.reshape(-1, states.shape[-1]).float()
         found = rows.new_empty(len(rows), len(self.scale))
-        for part, out in zip(rows.split(_ROWS), found.split(_ROWS), strict=True):
+        for part, out in zip(torch.split(rows, _ROWS), torch.split(found, _ROWS), strict=True):
             rounded, scale = _rounded(part)
             product = torch._int_mm(rounded, self.weight).float().mul_(scale)
             if self.bias is None:

@@ -225,6 +225,10 @@ class TextEncoder(nn.Module):
         vectors = self.projections[self.tower(side)](self.mixed(pooled, side))
         return functional.normalize(vectors, dim=-1) if self.normalize else vectors
 
+    def encode(self, ids: Tensor, mask: Tensor, side: Side) -> Tensor:
+        """Encode token ids (u, L) with their padding mask (u, L) to features (u, D)."""
+        return self.head(self._bucket(self.tower(side), ids, mask, None), side)
+
     def forward(self, texts: TextBatch, side: Side, below: Sequence[Tensor] | None = None) -> Tensor:
         """Encode distinct texts to features (U, D); `below` as for `pooled`."""
         return self.head(self.pooled(texts, side, below), side)

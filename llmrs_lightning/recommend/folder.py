@@ -29,25 +29,25 @@ _WHOLE = "a folder as Recommender.save_pretrained has written it"
 _AGAIN = "copy or download the folder again, or export the run again"
 
 
-def is_export(folder: Path) -> bool:
-    """Say whether a folder holds an exported recommender, of whatever format version."""
+def is_export(folder: Path, kind: str = FORMAT) -> bool:
+    """Say whether a folder holds an export of this kind, of whatever format version."""
     try:
-        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == FORMAT)
+        return bool(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["format"] == kind)
     except (OSError, ValueError, LookupError, TypeError):
         return False
 
 
 @contextmanager
-def written(folder: Path) -> Iterator[Path]:
+def written(folder: Path, kind: str = FORMAT) -> Iterator[Path]:
     """Give a new folder that takes the place of `folder` at the end; all or nothing.
 
     Raises:
-        ConfigError: If there is something at `folder` that is neither an empty folder nor an export.
+        ConfigError: If there is something at `folder` that is neither an empty folder nor an export of this kind.
         DataError: If the files cannot be written.
     """
     folder = folder.expanduser().resolve()
     there = folder.exists()
-    if there and not (folder.is_dir() and (is_export(folder) or not any(folder.iterdir()))):
+    if there and not (folder.is_dir() and (is_export(folder, kind) or not any(folder.iterdir()))):
         raise ConfigError(
             "something else is there, which is not replaced",
             where=str(folder),
@@ -71,7 +71,7 @@ def written(folder: Path) -> Iterator[Path]:
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def seal(folder: Path, facts: Mapping[str, Any]) -> None:
+def seal(folder: Path, facts: Mapping[str, Any], kind: str = FORMAT) -> None:
     """Write the manifest: `facts`, and sizes and hashes of all files but the model card, which may be edited."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     files = {
@@ -79,7 +79,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> None:
         for name, path in paths.items()
         if name not in (CARD, MANIFEST)
     }
-    manifest = {"format": FORMAT, "version": VERSION, **facts, "files": files}
+    manifest = {"format": kind, "version": VERSION, **facts, "files": files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 

@@ -113,6 +113,23 @@ class Recommender:
         save(self.module, self.data, self.origin, Path(folder))
         return Path(folder)
 
+    def save_onnx(self, folder: str | Path) -> Path:
+        """Write ONNX graphs of encoder and scorers, checked with ONNX Runtime, and the vectors of users and items.
+
+        The manifest names inputs and outputs. The folder is written whole or not at all.
+
+        Returns:
+            The folder.
+
+        Raises:
+            ConfigError: If a member has no graph (names it), or the extra `onnx` is not installed.
+            DataError: If the files cannot be written.
+        """
+        from llmrs_lightning.recommend.onnx_folder import save_onnx
+
+        save_onnx(self.module, self.data, Path(folder))
+        return Path(folder)
+
     def push_to_hub(
         self,
         repo_id: str,

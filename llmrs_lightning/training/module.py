@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -240,24 +241,35 @@ class JointRecommender(pl.LightningModule):
 
     def make_side(self, side: SideName, batch: SideBatch, past_items: Side | None = None) -> Side:
         """Encode what the data know of users (or items); `past_items` are the K items of the users' pasts."""
-        row = batch.position + 1
-        index = self.get_buffer(f"{side}_rows")[row]
         text = self._text(side, batch)
-        blocks = [] if text is None else [text]
         past = None
         if past_items is not None and batch.past is not None:
             past = PastSide(past_items, batch.past.place, batch.past.ratings, batch.past.ages, batch.past.mask)
+        made = self.assemble(side, batch.position + 1, text, past)
+        if not self.needs_tokens:
+            return made
+        assert batch.texts is not None
+        tokens, mask = _unbucket(batch.texts)
+        return replace(made, tokens=tokens[batch.text], mask=mask[batch.text])
+
+    def assemble(self, side: SideName, row: Tensor, text: Tensor | None, past: PastSide | None = None) -> Side:
+        """Put together what scorers see of users (or items).
+
+        Args:
+            side: Which of the two.
+            row: (B,) rows of their table counted from 1; 0 for unknown ones.
+            text: (B, D) text vectors, if they have texts.
+            past: What users did before.
+        """
+        index = self.get_buffer(f"{side}_rows")[row]
+        blocks = [] if text is None else [text]
         if self.behaviour:
             index = self.behaviour.drop_ids(index, side)
             if self.behaviour.output_size(side):
                 rows = None if past is None else past.items.index[past.place].masked_fill(~past.mask, 0)
                 blocks.append(self.behaviour(index, row, side, rows))
         features = self.combine(blocks, side) if blocks else torch.zeros(len(row), 0, device=row.device)
-        if not self.needs_tokens:
-            return Side(index, features, text, past=past, row=row)
-        assert batch.texts is not None
-        tokens, mask = _unbucket(batch.texts)
-        return Side(index, features, text, tokens[batch.text], mask[batch.text], past, row)
+        return Side(index, features, text, past=past, row=row)
 
     def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
         if self.encoder is None or batch.text is None:
