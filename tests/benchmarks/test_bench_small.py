@@ -6,6 +6,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pytest
 from training.resuming import write_config
 
 from llmrs_lightning.cli import main
@@ -19,6 +20,7 @@ def load(monkeypatch):
     return bench
 
 
+@pytest.mark.slow
 def test_it_prints_a_row_for_each_model(tiny_bert, tmp_path, monkeypatch, capsys):
     encoder = "model__encoder__init_args__keep_layers"
     runs = {name: str(tmp_path / "runs" / "killed" / name) for name in ("teacher", "student")}

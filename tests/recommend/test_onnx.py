@@ -130,12 +130,11 @@ def test_an_encoder_takes_any_number_and_length_of_texts(tiny_bert: str, tmp_pat
             assert onnx_graphs.check(tmp_path / "encoder.onnx", inputs, [graph(**inputs)]) < 1e-5
 
 
-def test_a_model_of_ids_and_columns_has_a_scorer_alone_and_is_replaced(
+def test_a_model_of_ids_and_columns_has_a_scorer_alone_that_a_failure_leaves(
     tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommender = trained(tmp_path, tiny_bert, None)
-    for _ in range(2):
-        folder = recommender.save_onnx(tmp_path / "onnx")
+    folder = recommender.save_onnx(tmp_path / "onnx")
     names = {path.name for path in folder.iterdir()}
     assert names == {"manifest.json", "scorer.onnx", "users.parquet", "items.parquet"}
     check_scores(recommender, folder)
@@ -172,7 +171,8 @@ def test_every_encoder_has_a_graph(tiny_bert: str, tmp_path: Path, encoder: dict
 )
 def test_members_that_are_fitted_come_along(tiny_bert: str, tmp_path: Path, scorer: str) -> None:
     recommender = trained(tmp_path, tiny_bert, None, scorers={"one": {"class_path": scorer}, "mf": MF})
-    folder = recommender.save_onnx(tmp_path / "onnx")
+    for _ in range(2):  # the second takes the place of the first
+        folder = recommender.save_onnx(tmp_path / "onnx")
     check_scores(recommender, folder)
 
 
