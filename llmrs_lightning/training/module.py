@@ -333,7 +333,8 @@ class JointRecommender(pl.LightningModule):
             pooled, self._pooled = self._pooled, {}
             for name, errors in self._teacher.errors(self, batch, (members, fused), pooled).items():
                 rows = rows + errors
-                self.log(f"train/teacher_{name}", errors.mean(), batch_size=len(batch), sync_dist=True)
+                mean = errors.sum() / max(len(batch), 1)
+                self.log(f"train/teacher_{name}", mean, batch_size=len(batch), sync_dist=True)
         loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
         if not torch.isfinite(loss):
             outputs = {**dict(zip(self.members, members.unbind(1), strict=True)), FUSED: fused, "the loss": loss}
