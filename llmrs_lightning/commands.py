@@ -74,6 +74,7 @@ def fit(args: Sequence[str]) -> None:
     try:
         module, data = prepare(cli)
         check_monitor(module, data)
+        module.meet_teacher(data)
         rows = batch_size.settle(cli, module, data)
         if run is None:
             seed = int(cli.config["seed_everything"])
@@ -281,14 +282,17 @@ def test(args: Sequence[str]) -> None:
 def _evaluate(stage: Literal["val", "test"], args: Sequence[str]) -> None:
     quiet()
     parser = _parser("validate" if stage == "val" else "test", "Evaluate a run's best checkpoint again.")
+    _add_int8(parser)
     known, overrides = parser.parse_known_args(args)
-    cli, run, trainer = _open(known.run, overrides)
+    cli, run, trainer = _open(known.run, overrides, known.int8)
     (trainer.validate if stage == "val" else trainer.test)(cli.model, cli.datamodule, verbose=False)
     if trainer.is_global_zero:
         show("", results_table(cli.model.results[stage], cli.model.ks, f"{stage}, {run.path}"))
         if stage == "test":
             _show_slices(cli.model)
-            if not overrides and not (run.path / SLICES).exists():  # a run of before there were slices
+            if (
+                not overrides and not known.int8 and not (run.path / SLICES).exists()
+            ):  # a run of before there were slices
                 run.write_table(SLICES, _slices(cli.model))
 
 
@@ -298,10 +302,11 @@ def predict(args: Sequence[str]) -> None:
     parser = _parser("predict", "Score each (user, item) pair of a table and write the table back with score columns.")
     parser.add_argument("--pairs", required=True, help="table with the user and item id columns: csv, jsonl, parquet")
     parser.add_argument("--out", required=True, help="where the table goes: .csv, .jsonl or .parquet")
+    _add_int8(parser)
     known, overrides = parser.parse_known_args(args)
     check_out(known.out)
     # one process: the rows that others scored would not come back
-    cli, _, trainer = _open(known.run, overrides, devices=1, num_nodes=1, strategy="auto")
+    cli, _, trainer = _open(known.run, overrides, known.int8, devices=1, num_nodes=1, strategy="auto")
     data: RecDataModule = cli.datamodule
     pairs = read_table(known.pairs, "--pairs")
     schema = data.schema
@@ -358,8 +363,15 @@ def _parser(name: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _open(path: str, overrides: Sequence[str], **options: Any) -> tuple[RecCLI, RunDirectory, Any]:
+def _add_int8(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--int8", action="store_true", help="encode texts with 8-bit weights, on the CPU")
+
+
+def _open(path: str, overrides: Sequence[str], int8: bool, **options: Any) -> tuple[RecCLI, RunDirectory, Any]:
     cli, run = open_run(path, overrides)
+    if int8:
+        cli.model.quantize()
+        options["accelerator"] = "cpu"
     return cli, run, cli.make_trainer(logger=False, callbacks=[], enable_checkpointing=False, **options)
 
 

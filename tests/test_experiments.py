@@ -163,5 +163,9 @@ def test_it_runs_for_two_steps(config: Path, tiny_bert: str, tmp_path: Path) -> 
     options += ["--data.batch_size", "64", "--run.folder", str(tmp_path), "--trainer.enable_progress_bar", "false"]
     if "frozen_epochs" in config.read_text():
         options += ["--model.frozen_epochs", "0"]
+    if "keep_layers" in config.read_text():
+        options += ["--model.encoder.init_args.keep_layers", "[0]"]  # the small BERT has two layers
+    if "distill" in config.read_text():
+        options += ["--model.distill", "null"]  # and no teacher
     assert main(["fit", "--config", str(config), *tiny(config, tiny_bert), *options]) == 0
     assert len(list(tmp_path.rglob("metrics.json"))) == 1

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llmrs_lightning.data.tokens import TextBatch
 from llmrs_lightning.encoders.anatomy import Anatomy
+from llmrs_lightning.encoders.layers import keep_layers
 from llmrs_lightning.encoders.pooling import AttentionPooling, LayerMix, Pooling, check_pooling, pool
 from llmrs_lightning.encoders.projection import Kind, make_projection
 from llmrs_lightning.encoders.tuning import EVER, Full, Tuning
@@ -41,6 +42,8 @@ class TextEncoder(nn.Module):
         cache_states: Keep the states below the lowest layer that learns on disk, float32, so that an epoch runs only
             the layers above; tokens x width x 4 bytes.
         dropout: Backbone dropout while training, of the layers that learn; None keeps the model's own.
+        keep_layers: Numbers of the layers to keep, from 0 at the bottom, such as [0, 2, 5], for a smaller and faster
+            model; the others are taken out. None keeps all.
         encode_chunk: Tokens, padding included, that are encoded at a time while training. What a chunk keeps for its
             gradient is dropped and computed again in the backward pass, so that memory is that of one chunk and no more
             than a vector a text beside it, for one more forward pass; None keeps everything. Gradients are the same.
@@ -57,6 +60,7 @@ class TextEncoder(nn.Module):
         tuning: Tuning | None = None,
         cache_states: bool = True,
         dropout: float | None = None,
+        keep_layers: list[int] | None = None,
         encode_chunk: int | None = None,
     ) -> None:
         super().__init__()
@@ -70,7 +74,7 @@ class TextEncoder(nn.Module):
         self.encode_chunk = encode_chunk
         self.pretrained, self.pooling, self.normalize, self.towers = pretrained, pooling, normalize, towers
         self.projection_size, self.projection_type, self.dropout = projection, projection_type, dropout
-        self.tuning, self.cache_states = tuning or Full(), cache_states
+        self.tuning, self.cache_states, self.keep_layers = tuning or Full(), cache_states, keep_layers
         self.backbones = nn.ModuleDict()
         self.poolers = nn.ModuleDict()
         self.projections = nn.ModuleDict()
@@ -96,6 +100,8 @@ class TextEncoder(nn.Module):
             backbone.config.use_cache = False  # of keys and values, which only generation reads again
             _set_dropout(backbone, self.dropout)
             anatomy = Anatomy.of(backbone)
+            if self.keep_layers is not None:
+                anatomy = keep_layers(backbone, anatomy, self.keep_layers)
             check_pooling(self.pooling, anatomy, backbone.config)
             self.tuning.adapt(backbone, anatomy)
             self.backbones[tower], self.anatomies[tower] = backbone.train(), anatomy
@@ -218,6 +224,10 @@ class TextEncoder(nn.Module):
         """Turn pooled vectors (U, P) into features (U, D)."""
         vectors = self.projections[self.tower(side)](self.mixed(pooled, side))
         return functional.normalize(vectors, dim=-1) if self.normalize else vectors
+
+    def encode(self, ids: Tensor, mask: Tensor, side: Side) -> Tensor:
+        """Encode token ids (u, L) with their padding mask (u, L) to features (u, D)."""
+        return self.head(self._bucket(self.tower(side), ids, mask, None), side)
 
     def forward(self, texts: TextBatch, side: Side, below: Sequence[Tensor] | None = None) -> Tensor:
         """Encode distinct texts to features (U, D); `below` as for `pooled`."""

@@ -16,6 +16,7 @@ from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.sources.files import read_table
 from llmrs_lightning.errors import listing
 from llmrs_lightning.output import check_out, quiet, say, write_table
+from llmrs_lightning.recommend.folder import MANIFEST
 from llmrs_lightning.recommend.ids import ids_of, read_ids
 from llmrs_lightning.recommend.index import KINDS
 from llmrs_lightning.recommend.indexing import check, sample, write_store
@@ -125,9 +126,19 @@ def export(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser("llmrs export", description="Write a run's recommender to a folder of its own.")
     parser.add_argument("--run", required=True, help="run directory written by llmrs fit")
     parser.add_argument("--out", required=True, help="folder to write; an earlier export there is replaced")
+    parser.add_argument(
+        "--format",
+        choices=("recommender", "onnx"),
+        default="recommender",
+        help="a folder that Recommender.from_pretrained loads, or ONNX graphs of encoder and scorers with item vectors",
+    )
     known = parser.parse_args(args)
-    folder = Recommender.from_run(known.run).save_pretrained(known.out)
+    recommender = Recommender.from_run(known.run)
+    folder = recommender.save_onnx(known.out) if known.format == "onnx" else recommender.save_pretrained(known.out)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    if known.format == "onnx":
+        print(f"{folder}: {size / 1e6:,.1f} MB; {MANIFEST} names inputs and outputs")
+        return
     print(f"{folder}: {size / 1e6:,.1f} MB, model card in README.md")
     print(f'next: llmrs recommend --run {folder} ..., or Recommender.from_pretrained("{folder}")')
 

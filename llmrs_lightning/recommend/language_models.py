@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from llmrs_lightning.encoders import TextEncoder
+from llmrs_lightning.encoders.int8 import is_quantized
+from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.pretrained import load_model, load_tokenizer
 from llmrs_lightning.recommend.folder import ENCODER
 from llmrs_lightning.training.module import JointRecommender
@@ -34,6 +36,10 @@ def save(module: JointRecommender, tokenizer: str, folder: Path) -> None:
     """
     for tower, name in folders(module.encoder).items():
         backbone: Any = load_model(tokenizer) if module.encoder is None else module.encoder.backbones[tower]
+        if is_quantized(backbone):
+            raise ConfigError(
+                "weights in int8 are not exported", where="save_pretrained", fix="export before quantizing"
+            )
         backbone.save_pretrained(folder / name, state_dict=_merged(backbone))
         load_tokenizer(tokenizer).save_pretrained(folder / name)
 

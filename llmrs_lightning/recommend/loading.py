@@ -58,6 +58,7 @@ def _built(config: Mapping[str, Any], folder: Path) -> RecCLI:
     model = with_language_model(config["model"], str(towers if towers.is_dir() else folder / ENCODER))
     if model.get("encoder"):
         model["encoder"]["init_args"]["tuning"] = _FROZEN
+        model["encoder"]["init_args"].pop("keep_layers", None)  # the others are not there
     data = {**config["data"], **_UNUSED, "source": tables.source(folder)}
     cli = build(
         ["--config", yaml.safe_dump({"seed_everything": config["seed_everything"], "model": model, "data": data})]

@@ -60,7 +60,7 @@ def portable(config: Mapping[str, Any], module: JointRecommender, data: RecDataM
     first = next(iter(language_models.folders(module.encoder).values()))
     return {
         "seed_everything": config["seed_everything"],
-        "model": with_language_model(config["model"], first),
+        "model": {**with_language_model(config["model"], first), "distill": None},
         "data": {**config["data"], **tables.options(data)},
     }
 

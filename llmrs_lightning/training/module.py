@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -24,6 +25,7 @@ from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
 from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
 from llmrs_lightning.encoders.gather import gathered
+from llmrs_lightning.encoders.int8 import quantize
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
@@ -42,6 +44,7 @@ from llmrs_lightning.training.checks import (
     check_members,
     check_negatives,
 )
+from llmrs_lightning.training.distill import Distillation, Teacher
 from llmrs_lightning.training.evaluation import (
     FUSED,
     LOSS,
@@ -82,6 +85,7 @@ class JointRecommender(pl.LightningModule):
         ranking: Rank the whole catalogue in validation and test, or the part of it that `data.candidates` asks for;
             false evaluates pairs only.
         monitor: Validation metric that early stopping and the best checkpoint follow.
+        distill: A trained run to learn from beside the labels; null for none.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class JointRecommender(pl.LightningModule):
         ks: list[int] | None = None,
         ranking: bool = True,
         monitor: str = "auc",
+        distill: Distillation | None = None,
     ) -> None:
         super().__init__()
         check_members(scorers, ranking)
@@ -117,6 +122,9 @@ class JointRecommender(pl.LightningModule):
         self.list_depth = 0  # ranked items of each system that an evaluation keeps, beside all that are to be found
         self.lists: PairMetrics | None = None
         self.list_table: tuple[Tensor, Tensor] | None = None
+        self.distill = distill
+        self._teacher: Teacher | None = None
+        self._pooled: dict[SideName, Tensor] = {}  # vectors of the texts at hand, for the teacher to compare
         self._built = False
         self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
@@ -136,6 +144,20 @@ class JointRecommender(pl.LightningModule):
         if stage == "fit" and self.trainer.world_size > 1:
             check_distributed(self.trainer)
             self._expect_rest()
+        if stage == "fit" and self.distill is not None:
+            self.configure_model()
+            self.meet_teacher(data)
+
+    def meet_teacher(self, data: RecDataModule) -> None:
+        """Load the teacher, if there is to be one, and start from its weights, before training or a checkpoint.
+
+        Raises:
+            LLMRSError: If it cannot teach this model.
+        """
+        if self.distill is not None and self._teacher is None:
+            self._teacher = Teacher(self.distill, self, data)
+            if self.distill.start:
+                self._teacher.start(self)
 
     def _expect_rest(self) -> None:
         """Tell DDP not to wait for the gradients of what rests in the first epochs."""
@@ -201,6 +223,11 @@ class JointRecommender(pl.LightningModule):
         return cast(RecDataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
 
     @property
+    def text_vectors(self) -> TextVectors:
+        """The pooled vectors of texts, kept until the language model changes; there is an encoder."""
+        return self._vectors
+
+    @property
     def _fitted(self) -> dict[str, FittedScorer]:
         return {name: scorer for name, scorer in self.members.items() if isinstance(scorer, FittedScorer)}
 
@@ -209,6 +236,15 @@ class JointRecommender(pl.LightningModule):
         """The pretrained parts, which have their own learning rate."""
         encoders: list[nn.Module] = list(self.encoder.backbones.values()) if self.encoder else []
         return encoders + [s.backbone for s in self.members.values() if isinstance(s, CrossEncoderScorer)]
+
+    def quantize(self) -> None:
+        """Put the language models into int8, for encoding on a CPU; they learn no more.
+
+        Raises:
+            ConfigError: If the model is not on a CPU, or this one cannot do it.
+        """
+        for language_model in self.language_models:
+            quantize(language_model)
 
     # ---- from batch to outputs
 
@@ -221,24 +257,35 @@ class JointRecommender(pl.LightningModule):
 
     def make_side(self, side: SideName, batch: SideBatch, past_items: Side | None = None) -> Side:
         """Encode what the data know of users (or items); `past_items` are the K items of the users' pasts."""
-        row = batch.position + 1
-        index = self.get_buffer(f"{side}_rows")[row]
         text = self._text(side, batch)
-        blocks = [] if text is None else [text]
         past = None
         if past_items is not None and batch.past is not None:
             past = PastSide(past_items, batch.past.place, batch.past.ratings, batch.past.ages, batch.past.mask)
+        made = self.assemble(side, batch.position + 1, text, past)
+        if not self.needs_tokens:
+            return made
+        assert batch.texts is not None
+        tokens, mask = _unbucket(batch.texts)
+        return replace(made, tokens=tokens[batch.text], mask=mask[batch.text])
+
+    def assemble(self, side: SideName, row: Tensor, text: Tensor | None, past: PastSide | None = None) -> Side:
+        """Put together what scorers see of users (or items).
+
+        Args:
+            side: Which of the two.
+            row: (B,) rows of their table counted from 1; 0 for unknown ones.
+            text: (B, D) text vectors, if they have texts.
+            past: What users did before.
+        """
+        index = self.get_buffer(f"{side}_rows")[row]
+        blocks = [] if text is None else [text]
         if self.behaviour:
             index = self.behaviour.drop_ids(index, side)
             if self.behaviour.output_size(side):
                 rows = None if past is None else past.items.index[past.place].masked_fill(~past.mask, 0)
                 blocks.append(self.behaviour(index, row, side, rows))
         features = self.combine(blocks, side) if blocks else torch.zeros(len(row), 0, device=row.device)
-        if not self.needs_tokens:
-            return Side(index, features, text, past=past, row=row)
-        assert batch.texts is not None
-        tokens, mask = _unbucket(batch.texts)
-        return Side(index, features, text, tokens[batch.text], mask[batch.text], past, row)
+        return Side(index, features, text, past=past, row=row)
 
     def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
         if self.encoder is None or batch.text is None:
@@ -247,12 +294,15 @@ class JointRecommender(pl.LightningModule):
             assert batch.texts is not None
             own = None if batch.text_ids is None else batch.own(self.trainer.global_rank if batch.processes > 1 else 0)
             below = None if own is None else self._states(side, own, batch.texts)
-            vectors = self.encoder(batch.texts, side, below)
+            pooled = self.encoder.pooled(batch.texts, side, below)
             if batch.processes > 1 and batch.text_ids is not None:
-                vectors = gathered(vectors, len(batch.text_ids))
+                pooled = gathered(pooled, len(batch.text_ids))
+            if self.training and self._teacher is not None:
+                self._pooled[side] = pooled
+            vectors = self.encoder.head(pooled, side)
         else:
             vectors = self._vectors(side, batch.text_ids)
-        return cast(Tensor, vectors[batch.text])
+        return vectors[batch.text]
 
     def forward(self, batch: RecBatch) -> tuple[Tensor, Tensor]:
         """Score pairs.
@@ -324,6 +374,12 @@ class JointRecommender(pl.LightningModule):
         rows = self.loss(fused, truth)
         for member in members.unbind(1):
             rows = rows + self.member_loss_weight / members.shape[1] * self.loss(member, truth)
+        if self._teacher is not None:
+            pooled, self._pooled = self._pooled, {}
+            for name, errors in self._teacher.errors(self, batch, (members, fused), pooled).items():
+                rows = rows + errors
+                mean = errors.sum() / max(len(batch), 1)
+                self.log(f"train/teacher_{name}", mean, batch_size=len(batch), sync_dist=True)
         loss = cast(Tensor, rows.sum() * self.trainer.world_size / max(batch.global_rows, 1))
         if not torch.isfinite(loss):
             outputs = {**dict(zip(self.members, members.unbind(1), strict=True)), FUSED: fused, "the loss": loss}
@@ -344,6 +400,8 @@ class JointRecommender(pl.LightningModule):
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
             self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
+        if self._teacher is not None:
+            self._teacher.prepare(self, data)
         self._fit_members(data)
         if all(scorer.has_grid for scorer in self.members.values()):
             self._warn_of_unknown(data)

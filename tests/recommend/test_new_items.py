@@ -183,7 +183,9 @@ def test_values_that_are_no_numbers_are_refused(past: Recommender, of_the_past: 
 
 def test_texts_that_are_cut_are_told(recommender: Recommender, caplog: pytest.LogCaptureFixture) -> None:
     recommender.add_items([{"item_id": "new", "description": "red " * 40}])
-    assert "1 of 1 texts have more than 32 tokens (data.max_length) and are cut at the end: item new (42)" in caplog.text
+    assert (
+        "1 of 1 texts have more than 32 tokens (data.max_length) and are cut at the end: item new (42)" in caplog.text
+    )
 
 
 def test_what_is_not_available_is_left_out(recommender: Recommender, made: Path) -> None:

@@ -67,7 +67,9 @@ def test_observing_is_as_if_the_data_had_had_the_events(
     after = past.recommend(["u1"], k=99)
     check_same(after, other.recommend(["u1"], k=99))
     scored = dict(zip(before["item_id"].to_pylist(), before["score"].to_pylist(), strict=True))
-    assert all(scored[item] != score for item, score in after.select(["item_id", "score"]).to_pandas().itertuples(False))
+    assert all(
+        scored[item] != score for item, score in after.select(["item_id", "score"]).to_pandas().itertuples(False)
+    )
 
 
 def test_events_count_in_the_order_of_their_times(past: Recommender) -> None:
@@ -227,7 +229,9 @@ def test_new_users_of_whom_nothing_is_known_are_refused(past: Recommender) -> No
 
 def test_a_text_that_is_cut_is_told(past: Recommender, caplog: pytest.LogCaptureFixture) -> None:
     past.recommend(texts=["red " * 40])
-    assert "1 of 1 texts have more than 32 tokens (data.max_length) and are cut at the end: (new user) (42)" in caplog.text
+    assert (
+        "1 of 1 texts have more than 32 tokens (data.max_length) and are cut at the end: (new user) (42)" in caplog.text
+    )
 
 
 # ---- pairs

@@ -18,6 +18,7 @@ from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.recommend import Recommender
 from llmrs_lightning.recommend.people import NEW_USER
 
+
 @pytest.fixture(scope="module")
 def recommender(made: Path) -> Recommender:
     return Recommender.from_run(made / "runs" / "e" / "one")
