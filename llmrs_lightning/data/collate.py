@@ -256,7 +256,7 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
         pairs, source, log_q = self.pairs.take(rows), np.arange(len(rows)), None
         everyone = self.pairs.take(whole)
         drawn = None if self.negatives is None else self.negatives.draw(everyone, whole, key.draw)
-        shared = self._texts(everyone, None if drawn is None else drawn.pairs) if key.part[1] > 1 else {}
+        shared = self._texts(everyone, None if drawn is None else drawn.pairs, key.part[1])
         user = self.horizon.side("user", pairs.user, pairs.time, key.draw, shared=shared.get("user"), part=key.part)
         global_rows = len(whole)
         if self.negatives is not None and drawn is not None:
@@ -283,16 +283,19 @@ class PairDataset(torch.utils.data.Dataset[RecBatch]):
             global_rows,
         )
 
-    def _texts(self, pairs: Pairs, drawn: Pairs | None) -> dict[SideName, Ids]:
+    def _texts(self, pairs: Pairs, drawn: Pairs | None, processes: int) -> dict[SideName, Ids]:
         """Return the numbers of all texts of a whole batch, if processes are to part them."""
-        if not self.share_texts:
+        if not self.share_texts or processes == 1:
             return {}
         items, times = [pairs.item], [pairs.time]
         if drawn is not None:
             items, times = [*items, drawn.item], [*times, drawn.time]
         if self.horizon.history is not None:
-            past = self.horizon.past(pairs.user, pairs.time).items.numpy()
-            items, times = [*items, past], [*times, np.full(len(past), ALWAYS)]
+            past = self.horizon.past(pairs.user, pairs.time)
+            found = past.items.numpy()
+            if not all(mask.any() for mask in np.array_split(past.mask.numpy(), processes)):
+                found = np.concatenate([found, PastBatch.nothing(1).items.numpy()])
+            items, times = [*items, found], [*times, np.full(len(found), ALWAYS)]
         numbers: dict[SideName, Ids | None] = {
             "user": self.horizon.text_numbers("user", pairs.user, pairs.time),
             "item": self.horizon.text_numbers("item", np.concatenate(items), np.concatenate(times)),

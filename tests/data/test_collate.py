@@ -145,6 +145,35 @@ def test_processes_share_out_rows_and_negatives_and_know_their_total(texts, nega
             assert torch.equal(together, alone)
 
 
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=25),
+    world_size=st.integers(2, 6),
+    negatives=st.booleans(),
+)
+def test_processes_part_the_distinct_texts_of_the_whole_batch(texts, sentences, tokenize, rows, world_size, negatives):
+    drawn = drawing(1.0) if negatives else None
+    data = PairDataset(PAIRS, full_horizon(texts), drawn, share_texts=True)
+    pieces = [data[key(rows, rank, world_size)] for rank in range(world_size)]
+    whole = data[key(rows)]
+    for side, said in zip(("user", "item"), sentences, strict=True):
+        halves = [getattr(piece, side) for piece in pieces]
+        numbers = halves[0].text_ids
+        assert len(numbers) == len(set(numbers.tolist()))
+        more = set(numbers.tolist()) - set(getattr(whole, side).text_ids.tolist())
+        assert len(more) == len(numbers) - len(getattr(whole, side).text_ids) <= 1  # the item of an empty past
+        gathered = []
+        for rank, half in enumerate(halves):
+            assert torch.equal(half.text_ids, numbers)
+            assert len(half.texts.position) == len(half.own(rank))
+            gathered += unpadded(half.texts)
+        sizes = [len(half.texts.position) for half in halves]
+        assert max(sizes) - min(sizes) <= 1
+        for half in halves:  # what is gathered is where the rows look for it
+            for position, place in zip(half.position.tolist(), half.text.tolist(), strict=True):
+                assert gathered[place] == tokenize(said[position])
+
+
 def test_a_process_without_rows_still_gets_a_batch(texts):
     data = PairDataset(PAIRS, Horizon(texts=texts))
     pieces = [data[key([5], rank, 2)] for rank in range(2)]

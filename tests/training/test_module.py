@@ -320,6 +320,7 @@ def test_gradients_averaged_over_processes_are_those_of_the_whole_batch(
 ) -> None:
     module, data = built(tiny_bert, loss=BinaryCrossEntropy())
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    data.distinct_texts = "per_rank"  # processes that gather vectors have to be real ones
     dataset = data.train_dataloader().dataset
 
     def gradient(world_size: int) -> torch.Tensor:
