@@ -138,7 +138,7 @@ class RecDataModule(pl.LightningDataModule):
         self.candidates, self.negatives, self.augmentation = candidates, negatives, augmentation
         self.num_workers, self.seed = num_workers, seed or 0
         self.distinct_texts = distinct_texts
-        self.ranking = self.gathers_texts = True
+        self.ranking, self.gathers_texts = True, False  # the model says otherwise
         self.tested: Literal["fusion", "test"] = "test"  # the part that the test loaders serve
         self.done = (0, 0)  # epochs, and batches of the one after them, that are not to be trained again
         self._ready = False
