@@ -1,6 +1,6 @@
 """What a smaller model costs and keeps: int8, layers left out, and a student that a teacher has taught.
 
-    python tests/benchmarks/bench_small.py --teacher RUN --student RUN [--part test] [--threads 1] [--rounds 7]
+    python -m tests.benchmarks.bench_small --teacher RUN --student RUN [--part test] [--threads 1] [--rounds 7]
 
 The student has some of the teacher's layers (`model.encoder.keep_layers`); the third row is the teacher without the
 others, not trained again. Time is that of the text encoder: the median of one text of 32 tokens at a time, and all

@@ -184,7 +184,9 @@ def kept_bytes(compute):
 
 
 @pytest.mark.parametrize("chunk", [1, 30])
-@pytest.mark.parametrize("options", [{}, {"tuning": LastLayers(1)}, {"pooling": "attention"}], ids=["plain", "last layers", "attention"])
+@pytest.mark.parametrize(
+    "options", [{}, {"tuning": LastLayers(1)}, {"pooling": "attention"}], ids=["plain", "last layers", "attention"]
+)
 def test_chunks_change_neither_vectors_nor_gradients_and_keep_less(make, store, tmp_path, options, chunk):
     whole = make(dropout=0.0, **options)
     parted = make(dropout=0.0, encode_chunk=chunk, **options)
