@@ -82,7 +82,7 @@ class TextStates:
             if not folder.is_dir():
                 with published(folder) as new:
                     shape = (int(self.store.offsets[-1]), self.encoder.hidden_size)
-                    _check_room(new, 4 * shape[0] * shape[1])
+                    check_room(new, 4 * shape[0] * shape[1])
                     states = np.lib.format.open_memmap(new / "states.npy", "w+", np.dtype(np.float32), shape)
                     self._compute(tower, states)
                     states.flush()
@@ -179,11 +179,17 @@ class TextStates:
         return digest.hexdigest()
 
 
-def _check_room(folder: Path, size: int) -> None:
+def check_room(folder: Path, size: int) -> None:
+    """Check that `size` bytes fit on the disk of a folder.
+
+    Raises:
+        DataError: If they do not.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if size > free:
         raise DataError(
-            "the states of the layers that rest do not fit on the disk",
+            "the states of what rests do not fit on the disk",
             where=str(folder.parent),
             found=f"{free / 1e9:.1f} GB free",
             allowed=f"{size / 1e9:.1f} GB",

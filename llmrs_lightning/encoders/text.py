@@ -40,7 +40,7 @@ class TextEncoder(nn.Module):
         towers: `shared` encodes users and items with one backbone, `separate` with one each.
         tuning: Which weights of the backbone learn; None tunes all of them.
         cache_states: Keep the states below the lowest layer that learns on disk, float32, so that an epoch runs only
-            the layers above; tokens x width x 4 bytes.
+            the layers above; tokens x width x 4 bytes. Of a model that rests, its vectors, for all runs on these texts.
         dropout: Backbone dropout while training, of the layers that learn; None keeps the model's own.
         keep_layers: Numbers of the layers to keep, from 0 at the bottom, such as [0, 2, 5], for a smaller and faster
             model; the others are taken out. None keeps all.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from llmrs_lightning.data.cache import cache_folder, published
 from llmrs_lightning.data.tokens import Ids, TokenStore
 from llmrs_lightning.encoders.projection import Whitening
-from llmrs_lightning.encoders.states import TextStates
+from llmrs_lightning.encoders.states import TextStates, check_room
 from llmrs_lightning.encoders.text import Side, TextEncoder
 from llmrs_lightning.modules import Stamp, evaluating, stamp
 
@@ -68,6 +73,51 @@ class TextVectors:
             ours[torch.from_numpy(chunk).to(ours.device)] = True
         pooled[missing] = reduce(torch.where(ours[missing].unsqueeze(1), pooled[missing], 0), "sum")
         known[missing] = True
+
+    def open(self, cache_dir: str | None = None) -> None:
+        """Take the vectors that `save` has kept of these weights and texts, made by as many threads, if there are any.
+
+        Args:
+            cache_dir: Where they are kept; None is the default cache.
+        """
+        for side in self._towers():
+            file = self._folder(side, cache_dir) / "vectors.npz"
+            if file.is_file():
+                device = next(self.encoder.parameters()).device
+                pooled, known = self._tower(side, device)
+                with np.load(file, allow_pickle=False) as kept:
+                    numbers = torch.from_numpy(kept["numbers"]).to(device)
+                    pooled[numbers] = torch.from_numpy(kept["pooled"]).to(pooled)
+                known[numbers] = True
+
+    def save(self, cache_dir: str | None = None) -> None:
+        """Keep on disk, float32, the vectors that are known, unless an equal call has.
+
+        Args:
+            cache_dir: Where they are kept; None is the default cache.
+        """
+        for side in self._towers():
+            folder = self._folder(side, cache_dir)
+            pooled, known = self._tower(side, next(self.encoder.parameters()).device)
+            numbers = known.nonzero().squeeze(1)
+            if len(numbers) and not folder.is_dir():
+                check_room(folder.parent, 4 * len(numbers) * pooled.shape[1])
+                with published(folder) as new:
+                    np.savez(new / "vectors.npz", numbers=numbers.cpu().numpy(), pooled=pooled[numbers].cpu().numpy())
+
+    def _towers(self) -> list[Side]:
+        return ["user", "item"] if self.encoder.towers == "separate" else ["user"]
+
+    def _folder(self, side: Side, cache_dir: str | None) -> Path:
+        encoder, tower = self.encoder, self.encoder.tower(side)
+        device = next(encoder.parameters()).device.type
+        backbone: Any = encoder.backbones[tower]
+        config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
+        made_by = f"{torch.__version__} {device} {torch.get_num_threads()}"  # other bits by others
+        digest = hashlib.sha256(f"{self.store.fingerprint} {encoder.pooling} {config} {made_by}".encode())
+        for name, value in backbone.state_dict().items():
+            digest.update(name.encode() + b"\0" + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return cache_folder(cache_dir) / "vectors" / digest.hexdigest()[:32]
 
     def fit(self, numbers: Mapping[Side, Tensor]) -> None:
         """Fit whitenings to the texts of the training rows, unless a checkpoint has brought them.

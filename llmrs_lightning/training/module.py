@@ -14,7 +14,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from llmrs_lightning.data.collate import Horizon, RecBatch, SideBatch
+from llmrs_lightning.data.collate import RecBatch, SideBatch
 from llmrs_lightning.data.datamodule import RecDataModule, Stage
 from llmrs_lightning.data.negatives import HardNegatives
 from llmrs_lightning.data.pairs import Pairs
@@ -396,7 +396,7 @@ class JointRecommender(pl.LightningModule):
         data = self._data
         if self.encoder is not None:
             if not self.encoder_learns and not self.encoder.learns_pooling:
-                self._encode_all(data.horizon("train"))
+                self._encode_all(data)
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}
             self._vectors.fit({side: ids.to(self.device) for side, ids in texts.items() if ids is not None})
@@ -406,12 +406,18 @@ class JointRecommender(pl.LightningModule):
         if all(scorer.has_grid for scorer in self.members.values()):
             self._warn_of_unknown(data)
 
-    def _encode_all(self, horizon: Horizon) -> None:
+    def _encode_all(self, data: RecDataModule) -> None:
         """Encode all texts at once, so that no bit of a vector depends on which texts are asked for together."""
+        horizon = data.horizon("train")
+        assert self.encoder is not None
         assert horizon.texts is not None
+        if self.encoder.cache_states:
+            self._vectors.open(data.cache_dir)
         for side, timeline in zip(SIDES, (horizon.texts.user, horizon.texts.item), strict=True):
             if timeline is not None:
                 self._share(side, timeline.number)
+        if self.encoder.cache_states and self.trainer.local_rank == 0:
+            self._vectors.save(data.cache_dir)
 
     def _fit_members(self, data: RecDataModule) -> None:
         """Fit the members that are fitted to the training pairs, unless a checkpoint brought them along."""

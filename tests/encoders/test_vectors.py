@@ -58,3 +58,34 @@ def test_processes_part_the_texts_among_them(small, tmp_path, monkeypatch, size:
         for found in pool.map(process, range(size)):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
     assert np.sort(np.concatenate(encoded)).tolist() == numbers.tolist()
+
+
+@pytest.mark.parametrize("towers", ["shared", "separate"])
+def test_vectors_that_were_kept_are_not_computed_again(small, tmp_path, towers) -> None:
+    name = small("bert")
+    store = TokenStore.build(TEXTS, name, 40, str(tmp_path))
+    encoder = TextEncoder(name, projection=5, towers=towers)
+    encoder.build()
+    numbers = torch.arange(3)
+    first = TextVectors(encoder.eval(), store)
+    expected = {side: first.pooled(side, numbers) for side in ("user", "item")}
+    first.save(str(tmp_path))
+
+    def opened(encoder: TextEncoder) -> tuple[TextVectors, list[int]]:
+        vectors, encoded = TextVectors(encoder, store), []
+        encode = vectors._encode
+        vectors._encode = lambda side, chunks, pooled: (encoded.extend(chunks), encode(side, chunks, pooled))
+        vectors.open(str(tmp_path))
+        return vectors, encoded
+
+    again, encoded = opened(encoder)
+    for side, found in expected.items():
+        assert torch.equal(again.pooled(side, numbers), found)
+    assert not encoded
+    again.pooled("item", numbers + 1)
+    assert len(encoded) == 1  # of the text that was not kept
+    with torch.no_grad():
+        next(encoder.backbones.parameters()).add_(0.1)
+    others, encoded = opened(encoder)
+    assert not torch.equal(others.pooled("user", numbers), expected["user"])
+    assert encoded
