@@ -21,7 +21,15 @@ from llmrs_lightning.data.past import SideName
 from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
-from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders import (
+    Delay,
+    DelayedVectors,
+    Frozen,
+    GradualUnfreezing,
+    TextEncoder,
+    TextStates,
+    TextVectors,
+)
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import listing
 from llmrs_lightning.features import BehaviourFeatures, Combine, PastSide, Side, SideSizes
@@ -34,6 +42,8 @@ from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.scorers.fitted import Content
 from llmrs_lightning.training.checks import (
     check_augmentation,
+    check_delay,
+    check_delayed_training,
     check_distributed,
     check_finite,
     check_inputs,
@@ -76,6 +86,8 @@ class JointRecommender(pl.LightningModule):
         member_loss_weight: Weight of the mean loss of the members beside the loss of the fused score.
         frozen_epochs: First epochs in which the language model rests and its vectors are computed once; the scorers
             start from there at the price of a few seconds an epoch.
+        delay: An approximation that saves encoding once the language model learns: it learns once in several steps,
+            from vectors that may be stale; null trains exactly.
         ks: Cut-offs of the ranking metrics.
         ranking: Rank the whole catalogue in validation and test, or the part of it that `data.candidates` asks for;
             false evaluates pairs only.
@@ -93,6 +105,7 @@ class JointRecommender(pl.LightningModule):
         optimizer: Optimization | None = None,
         member_loss_weight: float = 0.2,
         frozen_epochs: int = 0,
+        delay: Delay | None = None,
         ks: list[int] | None = None,
         ranking: bool = True,
         monitor: str = "auc",
@@ -103,7 +116,7 @@ class JointRecommender(pl.LightningModule):
         self.encoder, self.behaviour, self.combine = encoder, behaviour, combine or Combine()
         self.fusion, self.loss = fusion or WeightedAverage(), loss or BinaryCrossEntropy()
         self.optimizer = optimizer or Optimization()
-        self.member_loss_weight, self.frozen_epochs = member_loss_weight, frozen_epochs
+        self.member_loss_weight, self.frozen_epochs, self.delay = member_loss_weight, frozen_epochs, delay
         self.ks, self.ranking, self.monitor = ks or [5, 10, 20], ranking, monitor
         self.needs_tokens = any(s.needs_tokens for s in scorers.values())
         self.spec: DataSpec | None = None
@@ -115,6 +128,7 @@ class JointRecommender(pl.LightningModule):
         self.list_depth = 0  # ranked items of each system that an evaluation keeps, beside all that are to be found
         self.lists: PairMetrics | None = None
         self.list_table: tuple[Tensor, Tensor] | None = None
+        self.delayed: DelayedVectors | None = None
         self._built = False
         self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
@@ -132,6 +146,8 @@ class JointRecommender(pl.LightningModule):
         if stage == "fit" and self.trainer.world_size > 1:
             check_distributed(self.trainer)
             self._expect_rest()
+        if stage == "fit" and self.delay is not None:
+            check_delayed_training(self.trainer)
 
     def _expect_rest(self) -> None:
         """Tell DDP not to wait for the gradients of what rests in the first epochs."""
@@ -147,6 +163,8 @@ class JointRecommender(pl.LightningModule):
         assert self.spec is not None
         spec = self.spec
         check_inputs(spec, self.members, self.encoder, self.behaviour, self.loss)
+        if self.delay is not None:
+            check_delay(spec, self.encoder)
         if self.encoder is not None:
             assert spec.texts is not None
             self.encoder.build(int(spec.texts.lengths.max(initial=0)))
@@ -154,6 +172,7 @@ class JointRecommender(pl.LightningModule):
                 check_augmentation(self.encoder, self.frozen_epochs)
             self._states = TextStates(self.encoder, spec.texts)
             self._vectors = TextVectors(self.encoder, spec.texts, self._states)
+            self.delayed = None if self.delay is None else DelayedVectors(self._vectors, self.delay)
         if self.behaviour is not None:
             self.behaviour.build(spec.users, spec.items)
         blocks: dict[str, list[int]] = {}
@@ -227,7 +246,9 @@ class JointRecommender(pl.LightningModule):
     def _text(self, side: SideName, batch: SideBatch) -> Tensor | None:
         if self.encoder is None or batch.text is None:
             return None
-        if batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
+        if self.training and self.encoder_learns and self.delayed is not None and batch.text_ids is not None:
+            vectors = self.encoder.head(self.delayed(side, batch.text_ids), side)
+        elif batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
             assert batch.texts is not None
             below = None if batch.text_ids is None else self._states(side, batch.text_ids, batch.texts)
             vectors = self.encoder(batch.texts, side, below)
@@ -274,6 +295,8 @@ class JointRecommender(pl.LightningModule):
 
     def training_step(self, batch: RecBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over the rows of all processes (DDP averages gradients over processes)."""
+        if self.delayed is not None:
+            self.delayed.begin(batch_idx, self.trainer.is_last_batch)
         members, fused = self(batch)
         truth = Truth.of(batch)
         rows = self.loss(fused, truth)
@@ -289,6 +312,16 @@ class JointRecommender(pl.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Let the language model have the gradients of several steps, before they are clipped."""
+        if self.delayed is not None:
+            self.delayed.learn()
+
+    def on_train_epoch_end(self) -> None:
+        """Say how far stale vectors were from new ones."""
+        if self.delayed is not None:
+            self.log_dict({f"train/{name}": value for name, value in self.delayed.drift().items()})
 
     def on_fit_start(self) -> None:
         """Fit what is fitted to the training texts and pairs rather than learned."""
