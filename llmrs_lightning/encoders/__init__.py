@@ -1,5 +1,6 @@
 """Encoders of text."""
 
+from llmrs_lightning.encoders.delayed import Delay, DelayedVectors
 from llmrs_lightning.encoders.states import TextStates
 from llmrs_lightning.encoders.text import TextEncoder
 from llmrs_lightning.encoders.tuning import (
@@ -16,6 +17,8 @@ from llmrs_lightning.encoders.vectors import TextVectors
 
 __all__ = [
     "BiasOnly",
+    "Delay",
+    "DelayedVectors",
     "Frozen",
     "Full",
     "GradualUnfreezing",

@@ -46,9 +46,19 @@ class TextVectors:
         pooled, known = self._tower(side, numbers.device)
         missing = numbers[~known[numbers]]
         if len(missing):
-            self._encode(side, list(self.store.chunks(missing.cpu().numpy())), pooled)
+            self.encode(side, missing, pooled)
             known[missing] = True
         return pooled[numbers]
+
+    def encode(self, side: Side, numbers: Tensor, pooled: Tensor) -> None:
+        """Write the vectors of the texts with these distinct numbers, (U,), into their rows of `pooled` (T, P)."""
+        self._encode(side, list(self.store.chunks(numbers.cpu().numpy())), pooled)
+
+    def learning(self, side: Side, numbers: Tensor) -> Tensor:
+        """Return the pooled vectors (U, P) of texts, (U,), with their graph and in the mode of the encoder."""
+        texts = self.store.batch(numbers.cpu().numpy()).to(numbers.device)
+        below = self.states(side, numbers, texts) if self.states is not None else None
+        return self.encoder.pooled(texts, side, below)
 
     def share(
         self, side: Side, numbers: Tensor, part: tuple[int, int], reduce: Callable[[Tensor, str], Tensor]

@@ -114,6 +114,42 @@ def check_augmentation(encoder: TextEncoder, frozen_epochs: int) -> None:
         )
 
 
+def check_delay(spec: DataSpec, encoder: TextEncoder | None) -> None:
+    """Check that there is a language model whose learning can be delayed, and that its texts do not vary."""
+    if encoder is None or isinstance(encoder.tuning, Frozen):
+        raise ConfigError(
+            "no text encoder learns, so there are no updates to delay",
+            where="model.delay",
+            fix="set it to null, or model.encoder.tuning to another class than Frozen",
+        )
+    if spec.augments_texts:
+        raise ConfigError(
+            "the vectors of texts that vary cannot be read from a table",
+            where="model.delay and data.augmentation",
+            fix="set one of them to null",
+        )
+
+
+def check_delayed_training(trainer: pl.Trainer) -> None:
+    """Check that one process adds gradients up, once, and in their own scale."""
+    found = {
+        "trainer.devices": f"{trainer.world_size} processes" if trainer.world_size > 1 else "",
+        "trainer.accumulate_grad_batches": trainer.accumulate_grad_batches
+        if trainer.accumulate_grad_batches != 1
+        else "",
+        "trainer.precision": trainer.precision if getattr(trainer.precision_plugin, "scaler", None) else "",
+    }
+    for where, value in found.items():
+        if value:
+            raise ConfigError(
+                "model.delay keeps gradients over steps, of one process, of every batch and unscaled",
+                where=where,
+                found=str(value),
+                allowed="one process, accumulate_grad_batches 1 (update_every does as much), 32-true or bf16-mixed",
+                fix="change it, or set model.delay to null",
+            )
+
+
 def check_finite(what: str, where: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Check that no tensor holds NaN or infinity, of which `what` is said, and name the first that does.
 

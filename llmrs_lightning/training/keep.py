@@ -17,6 +17,7 @@ from llmrs_lightning.training.callbacks import BestEpoch
 from llmrs_lightning.training.checkpoint import CheckedIO
 from llmrs_lightning.training.checks import check_finite
 from llmrs_lightning.training.loggers import CurvesLogger
+from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.rundir import RunDirectory
 from llmrs_lightning.training.stop import StopSignals
 
@@ -30,9 +31,9 @@ class KeepState(Checkpoint):
 
     A state is always one right before a batch, when all that belongs to the batches before it is done and logged:
     validation, early stopping, the best epoch, new hard negatives. Lightning restores weights, optimiser, schedule,
-    scaler, callbacks and loops. Added are the generators of random numbers of every process, the negatives, the rows of
-    the curves, and counters that Lightning only estimates when it resumes within an epoch; they are put back right
-    before the same batch, so that nothing which happens on the way there counts.
+    scaler, callbacks and loops. Added are the generators of random numbers of every process, the negatives, vectors and
+    gradients of delayed updates, the rows of the curves, and counters that Lightning only estimates when it resumes
+    within an epoch; they are put back right before the same batch, and nothing that happens on the way there counts.
 
     Args:
         run: The run directory.
@@ -144,7 +145,7 @@ class KeepState(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what Lightning does not keep; to be called in all processes."""
-        loop, data = trainer.fit_loop.epoch_loop, _data(trainer)
+        loop, data, delayed = trainer.fit_loop.epoch_loop, _data(trainer), cast(JointRecommender, pl_module).delayed
         generators: list[Any] = [_generators()]
         if trainer.world_size > 1:
             generators *= trainer.world_size
@@ -156,6 +157,7 @@ class KeepState(Checkpoint):
             "logged": loop._batches_that_stepped,
             "curves": self.curves.text(),
             "negatives": {} if data.negatives is None else data.negatives.state(),
+            "delayed": {} if delayed is None else delayed.state(),
             "stopped": trainer.should_stop,
         }
 
@@ -167,6 +169,9 @@ class KeepState(Checkpoint):
         data.done = tuple(self._resumed["done"])
         if data.negatives is not None:
             data.negatives.load_state(self._resumed["negatives"])
+        delayed = cast(JointRecommender, pl_module).delayed
+        if delayed is not None:
+            delayed.load_state(self._resumed["delayed"], trainer.strategy.root_device)
         if trainer.is_global_zero:
             self.curves.restore(self._resumed["curves"])
         trainer.should_stop = self._resumed["stopped"]

@@ -23,7 +23,15 @@ from llmrs_lightning.data.ranking import RankingBatch
 from llmrs_lightning.data.side import SideTable
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.data.tokens import Ids, TextBatch
-from llmrs_lightning.encoders import Frozen, GradualUnfreezing, TextEncoder, TextStates, TextVectors
+from llmrs_lightning.encoders import (
+    Delay,
+    DelayedVectors,
+    Frozen,
+    GradualUnfreezing,
+    TextEncoder,
+    TextStates,
+    TextVectors,
+)
 from llmrs_lightning.encoders.gather import gathered
 from llmrs_lightning.encoders.int8 import quantize
 from llmrs_lightning.encoders.tuning import EVER
@@ -38,6 +46,8 @@ from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.scorers.fitted import Content
 from llmrs_lightning.training.checks import (
     check_augmentation,
+    check_delay,
+    check_delayed_training,
     check_distributed,
     check_finite,
     check_inputs,
@@ -81,6 +91,8 @@ class JointRecommender(pl.LightningModule):
         member_loss_weight: Weight of the mean loss of the members beside the loss of the fused score.
         frozen_epochs: First epochs in which the language model rests and its vectors are computed once; the scorers
             start from there at the price of a few seconds an epoch.
+        delay: An approximation that saves encoding once the language model learns: it learns once in several steps,
+            from vectors that may be stale; null trains exactly.
         ks: Cut-offs of the ranking metrics.
         ranking: Rank the whole catalogue in validation and test, or the part of it that `data.candidates` asks for;
             false evaluates pairs only.
@@ -99,6 +111,7 @@ class JointRecommender(pl.LightningModule):
         optimizer: Optimization | None = None,
         member_loss_weight: float = 0.2,
         frozen_epochs: int = 0,
+        delay: Delay | None = None,
         ks: list[int] | None = None,
         ranking: bool = True,
         monitor: str = "auc",
@@ -110,7 +123,7 @@ class JointRecommender(pl.LightningModule):
         self.encoder, self.behaviour, self.combine = encoder, behaviour, combine or Combine()
         self.fusion, self.loss = fusion or WeightedAverage(), loss or BinaryCrossEntropy()
         self.optimizer = optimizer or Optimization()
-        self.member_loss_weight, self.frozen_epochs = member_loss_weight, frozen_epochs
+        self.member_loss_weight, self.frozen_epochs, self.delay = member_loss_weight, frozen_epochs, delay
         self.ks, self.ranking, self.monitor = ks or [5, 10, 20], ranking, monitor
         self.needs_tokens = any(s.needs_tokens for s in scorers.values())
         self.spec: DataSpec | None = None
@@ -125,6 +138,7 @@ class JointRecommender(pl.LightningModule):
         self.distill = distill
         self._teacher: Teacher | None = None
         self._pooled: dict[SideName, Tensor] = {}  # vectors of the texts at hand, for the teacher to compare
+        self.delayed: DelayedVectors | None = None
         self._built = False
         self._catalogues: dict[bool, tuple[Any, Side]] = {}
 
@@ -144,6 +158,8 @@ class JointRecommender(pl.LightningModule):
         if stage == "fit" and self.trainer.world_size > 1:
             check_distributed(self.trainer)
             self._expect_rest()
+        if stage == "fit" and self.delay is not None:
+            check_delayed_training(self.trainer)
         if stage == "fit" and self.distill is not None:
             self.configure_model()
             self.meet_teacher(data)
@@ -173,6 +189,8 @@ class JointRecommender(pl.LightningModule):
         assert self.spec is not None
         spec = self.spec
         check_inputs(spec, self.members, self.encoder, self.behaviour, self.loss)
+        if self.delay is not None:
+            check_delay(spec, self.encoder)
         if self.encoder is not None:
             assert spec.texts is not None
             self.encoder.build(int(spec.texts.lengths.max(initial=0)))
@@ -180,6 +198,7 @@ class JointRecommender(pl.LightningModule):
                 check_augmentation(self.encoder, self.frozen_epochs)
             self._states = TextStates(self.encoder, spec.texts)
             self._vectors = TextVectors(self.encoder, spec.texts, self._states)
+            self.delayed = None if self.delay is None else DelayedVectors(self._vectors, self.delay)
         if self.behaviour is not None:
             self.behaviour.build(spec.users, spec.items)
         blocks: dict[str, list[int]] = {}
@@ -291,18 +310,25 @@ class JointRecommender(pl.LightningModule):
         if self.encoder is None or batch.text is None:
             return None
         if batch.text_ids is None or (self.training and (self.encoder_learns or self.encoder.learns_pooling)):
-            assert batch.texts is not None
-            own = None if batch.text_ids is None else batch.own(self.trainer.global_rank if batch.processes > 1 else 0)
-            below = None if own is None else self._states(side, own, batch.texts)
-            pooled = self.encoder.pooled(batch.texts, side, below)
-            if batch.processes > 1 and batch.text_ids is not None:
-                pooled = gathered(pooled, len(batch.text_ids))
+            pooled = self._learning(side, batch)
             if self.training and self._teacher is not None:
                 self._pooled[side] = pooled
             vectors = self.encoder.head(pooled, side)
         else:
             vectors = self._vectors(side, batch.text_ids)
         return vectors[batch.text]
+
+    def _learning(self, side: SideName, batch: SideBatch) -> Tensor:
+        """Encode a batch's distinct texts into pooled vectors with a gradient, (U, P)."""
+        assert self.encoder is not None
+        assert batch.texts is not None
+        if batch.text_ids is None:
+            return self.encoder.pooled(batch.texts, side)
+        if self.delayed is not None and self.training and self.encoder_learns:
+            return self.delayed(side, batch.text_ids)
+        own = batch.own(self.trainer.global_rank if batch.processes > 1 else 0)
+        pooled = self.encoder.pooled(batch.texts, side, self._states(side, own, batch.texts))
+        return pooled if batch.processes == 1 else gathered(pooled, len(batch.text_ids))
 
     def forward(self, batch: RecBatch) -> tuple[Tensor, Tensor]:
         """Score pairs.
@@ -369,6 +395,8 @@ class JointRecommender(pl.LightningModule):
 
     def training_step(self, batch: RecBatch, batch_idx: int) -> Tensor:
         """Return the mean loss over the rows of all processes (DDP averages gradients over processes)."""
+        if self.delayed is not None:
+            self.delayed.begin(batch_idx, self.trainer.is_last_batch)
         members, fused = self(batch)
         truth = Truth.of(batch)
         rows = self.loss(fused, truth)
@@ -390,6 +418,16 @@ class JointRecommender(pl.LightningModule):
             )
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
         return loss
+
+    def on_after_backward(self) -> None:
+        """Let the language model have the gradients of several steps, before they are clipped."""
+        if self.delayed is not None:
+            self.delayed.learn()
+
+    def on_train_epoch_end(self) -> None:
+        """Say how far stale vectors were from new ones."""
+        if self.delayed is not None:
+            self.log_dict({f"train/{name}": value for name, value in self.delayed.drift().items()})
 
     def on_fit_start(self) -> None:
         """Fit what is fitted to the training texts and pairs rather than learned."""

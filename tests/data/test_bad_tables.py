@@ -27,7 +27,7 @@ from llmrs_lightning.data.sources.shape import plain_text
 from llmrs_lightning.errors import DataError, SchemaError
 
 ROWS = b"".join(b"%d,%d,3\n" % (row, row * row % 9973) for row in range(20_000))
-PACKED = gzip.compress(b"a,b,c\n" + ROWS)
+PACKED = gzip.compress(b"a,b,c\n" + ROWS, mtime=0)
 
 
 def write(path, content):
@@ -47,13 +47,13 @@ def write(path, content):
         # encodings
         ("a.csv", b"a,b\n1,x\n2,n\xe9\n3,\xc3\xa9\n", 3, ["not UTF-8", r"b'2,n\xe9", "iconv"]),
         ("a.csv", b"a,n\xe9\n1,x\n", 1, ["not UTF-8", r"n\xe9"]),
-        ("a.csv.gz", gzip.compress(b"a,b\n1,x\n2,n\xe9\n"), 3, ["not UTF-8"]),
+        ("a.csv.gz", gzip.compress(b"a,b\n1,x\n2,n\xe9\n", mtime=0), 3, ["not UTF-8"]),
         ("a.jsonl", b'{"a": "\xc3\xa9"}\n{"a": "n\xe9"}\n', 2, ["not UTF-8", r"n\xe9"]),
         ("a.csv", "a,b\n1,x\n".encode("utf-16"), 1, ["seems to be UTF-16", "iconv -f UTF-16"]),
         ("a.csv", "a,b\n1,x\n".encode("utf-16-le"), 1, ["seems to be UTF-16"]),
         ("a.tsv", "a\tb\n1\tx\n".encode("utf-16-be"), 1, ["seems to be UTF-16"]),
         ("a.jsonl", '{"a": 1}\n'.encode("utf-32"), 1, ["seems to be UTF-32"]),
-        ("a.csv", gzip.compress(b"a,b\n1,x\n"), 1, ["gzipped", ".gz"]),
+        ("a.csv", gzip.compress(b"a,b\n1,x\n", mtime=0), 1, ["gzipped", ".gz"]),
         # rows
         ("a.csv", "a,b,c\n1,2,3\n1,2\n", 3, ["too few cells", "2 cells: '1,2'", "3 cells"]),
         ("a.csv", 'a,b\n1,"x\n\ny"\n\n1,2,3\n', 6, ["too many cells", "3 cells", "quoted"]),
@@ -85,7 +85,7 @@ def test_files_are_refused_with_the_line_at_fault(tmp_path, name, content, line,
         ("a.csv.gz", PACKED[:-9], ["runcated", " lines (", "can be read"]),
         ("a.csv.gz", PACKED[:12], ["marker"]),
         ("a.csv.gz", PACKED[:3000] + b"\xff\x00\xaa" + PACKED[3003:], ["while decompressing"]),
-        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9000)[:-4], ["; 9,000 lines"]),
+        ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 9000, mtime=0)[:-4], ["; 9,000 lines"]),
         ("a.csv.gz", b"a,b\n1,2\n", ["Not a gzipped file", "take .gz off"]),
         ("a.jsonl", b"", ["Empty JSON file"]),
         ("a.jsonl", b"\n\n", ["no columns", "at least one row"]),
@@ -115,7 +115,7 @@ def test_columns_that_come_twice_in_a_parquet_file_are_refused(tmp_path):
         ("a.csv", 'a,b\n1,"two\nlines"\n', [{"a": "1", "b": "two\nlines"}]),
         ("a.csv", 'a,b\n1,6" x\n', [{"a": "1", "b": '6" x'}]),
         ("a.csv", "user\n 7\n007\n", [{"user": " 7"}, {"user": "007"}]),
-        ("A.CSV.GZ", gzip.compress(b"\xef\xbb\xbfa,b\n1,2\n"), [{"a": "1", "b": "2"}]),
+        ("A.CSV.GZ", gzip.compress(b"\xef\xbb\xbfa,b\n1,2\n", mtime=0), [{"a": "1", "b": "2"}]),
         ("a.jsonl", b'\xef\xbb\xbf{"a": 1}\r\n{"a": 2}\r\n', [{"a": 1}, {"a": 2}]),
         ("a.csv", "a,b\n1,<b>x</b> &amp; y\n", [{"a": "1", "b": "<b>x</b> &amp; y"}]),
         ("a.csv", f"a,b\n1,{'x' * 200_000}\n", [{"a": "1", "b": "x" * 200_000}]),
