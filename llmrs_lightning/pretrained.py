@@ -86,14 +86,30 @@ def load_config(name: str) -> Any:
     return _load(AutoConfig, name)
 
 
-def load_model(name: str) -> Any:
-    """Load the `transformers` AutoModel called `name`, in float32."""
+def load_model(name: str, attention: str = "auto") -> Any:
+    """Load the `transformers` AutoModel called `name`, in float32.
+
+    Args:
+        name: Which one.
+        attention: What transformers calls an attention implementation; `auto` leaves it the choice.
+
+    Raises:
+        ModelError: If there is no such model, or it has no such attention.
+    """
     import torch
     from transformers import AutoModel
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
-    return _load(AutoModel, name, dtype=torch.float32)
+    if attention == "flash_attention_2" and importlib.util.find_spec("flash_attn") is None:
+        raise ModelError(
+            "flash attention needs a package",
+            where="model.encoder.attention",
+            found="flash-attn is not installed",
+            fix="pip install flash-attn, or take auto",
+        )
+    chosen = {} if attention == "auto" else {"attn_implementation": attention}
+    return _load(AutoModel, name, dtype=torch.float32, **chosen)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -15,8 +15,10 @@ _ALIGNED = 16
 class Movable:
     """A dataclass of tensors, lists of tensors and other movables; all else stays as it is."""
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
-        """Move every tensor to `device`."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> Self:
+        """Move every tensor to `device`; None: without waiting for the copy where that is a GPU."""
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
         return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:

@@ -20,6 +20,7 @@ from llmrs_lightning.encoders.tuning import EVER, Full, Tuning
 from llmrs_lightning.errors import ConfigError
 
 Side = Literal["user", "item"]
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 
 
 class TextEncoder(nn.Module):
@@ -47,6 +48,10 @@ class TextEncoder(nn.Module):
         encode_chunk: Tokens, padding included, that are encoded at a time while training. What a chunk keeps for its
             gradient is dropped and computed again in the backward pass, so that memory is that of one chunk and no more
             than a vector a text beside it, for one more forward pass; None keeps everything. Gradients are the same.
+        attention: How the backbone attends: `auto` is PyTorch's fused kernel (sdpa) where transformers has it for the
+            model, else eager. flash_attention_2 asks for a GPU, half precision and the package flash-attn; it leaves
+            padding out, which is a twentieth of the tokens at most.
+        compile: Compile the backbone with torch.compile, for lengths that vary; asks for a C++ compiler on a CPU.
     """
 
     def __init__(
@@ -62,6 +67,8 @@ class TextEncoder(nn.Module):
         dropout: float | None = None,
         keep_layers: list[int] | None = None,
         encode_chunk: int | None = None,
+        attention: Attention = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         if encode_chunk is not None and encode_chunk < 1:
@@ -71,7 +78,7 @@ class TextEncoder(nn.Module):
                 found=str(encode_chunk),
                 allowed="1 or more, or null for whole batches",
             )
-        self.encode_chunk = encode_chunk
+        self.encode_chunk, self.attention, self.compiled = encode_chunk, attention, compile
         self.pretrained, self.pooling, self.normalize, self.towers = pretrained, pooling, normalize, towers
         self.projection_size, self.projection_type, self.dropout = projection, projection_type, dropout
         self.tuning, self.cache_states, self.keep_layers = tuning or Full(), cache_states, keep_layers
@@ -93,7 +100,7 @@ class TextEncoder(nn.Module):
         from llmrs_lightning.pretrained import load_model
 
         for tower in ("user", "item") if self.towers == "separate" else ("both",):
-            backbone = load_model(self.pretrained)
+            backbone = load_model(self.pretrained, self.attention)
             self._check(backbone.config, longest)
             if getattr(backbone, "pooler", None) is not None:
                 backbone.pooler = None  # we pool ourselves; unused weights would have no gradient
@@ -105,6 +112,8 @@ class TextEncoder(nn.Module):
             check_pooling(self.pooling, anatomy, backbone.config)
             self.tuning.adapt(backbone, anatomy)
             self.backbones[tower], self.anatomies[tower] = backbone.train(), anatomy
+            if self.compiled:
+                backbone.compile(dynamic=True)
             self.hidden_size = self.pooled_size = int(backbone.config.hidden_size)
             if self.pooling == "attention":
                 self.poolers[tower] = AttentionPooling(self.hidden_size)

@@ -562,6 +562,7 @@ class JointRecommender(pl.LightningModule):
             per_epoch,
             encoder_start=self.frozen_epochs * per_epoch,
             factors=self.encoder.rates() if self.encoder else {},
+            fused=getattr(self.trainer.precision_plugin, "scaler", None) is None,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -99,6 +99,7 @@ class Optimization:
         steps_per_epoch: int,
         encoder_start: int = 0,
         factors: Mapping[int, float] | None = None,
+        fused: bool = True,
     ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
         """Make the optimiser and a schedule that is stepped after every training step.
 
@@ -109,11 +110,13 @@ class Optimization:
             steps_per_epoch: Steps of an epoch.
             encoder_start: Step at which the language models start to learn.
             factors: Factors of the learning rates of parameters, by their ids.
+            fused: Whether one kernel may do all of a step on a GPU; under a gradient scaler it would unscale by itself,
+                after gradients were to be clipped.
         """
         groups = self.groups(module, encoders, factors)
         if not groups:
             raise ConfigError("nothing is left to train", where="model", fix="unfreeze the encoder or add a scorer")
-        fused = all(p.is_cuda for g in groups for p in g["params"])  # type: ignore[attr-defined]
+        fused = fused and all(p.is_cuda for g in groups for p in g["params"])  # type: ignore[attr-defined]
         factory = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         optimizer = factory(groups, fused=fused)
         schedules = [
