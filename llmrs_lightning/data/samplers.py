@@ -103,10 +103,11 @@ class Shuffled(BatchOrder):
 class Blocks(BatchOrder):
     """Batches whose rows share users and items, so that a batch holds few distinct texts.
 
-    Users and items are dealt into random groups, anew each epoch. Rows are ordered by user group, then item group, and
-    cut into batches, whose order is then shuffled. Each row comes exactly once an epoch. Beside a random batch of the
-    same size, a batch holds several times fewer distinct texts, and its rows are less independent. The order is held
-    whole: an epoch takes some 40 bytes of memory a row.
+    Users are dealt into random groups and items put into a random order, anew each epoch. Rows are ordered by group,
+    then item, and cut into batches, whose order is then shuffled: a batch is a group of users with a run of items, as
+    many as fill it. Each row comes exactly once an epoch. Beside a random batch of the same size, a batch holds several
+    times fewer distinct texts, and its rows are less independent. The order is held whole: an epoch takes some 40 bytes
+    of memory a row.
 
     Args:
         user: (R,) user of each row.
@@ -118,19 +119,21 @@ class Blocks(BatchOrder):
     def __init__(self, user: Ids, item: Ids, batch_size: int, seed: int = 0) -> None:
         super().__init__(len(user), batch_size, seed)
         self.user, self.item = user, item
-        self.groups = max(round(len(self) ** 0.5), 1)
+        users, items = (max(int((np.bincount(side) > 0).sum()), 1) if len(side) else 1 for side in (user, item))
+        # n groups leave U / n users and n I / B items to a batch, whose sum is least at this n
+        self.groups = max(round((users * len(self) / items) ** 0.5), 1)
 
     def batches(self) -> Iterator[Ids]:
-        """Yield rows of one or two blocks of users and items."""
+        """Yield rows of a group of users and a run of items, or of two where a group ends."""
         rng = self._generator()
-        block = self._deal(rng, self.user) * self.groups + self._deal(rng, self.item)
+        group = self._shuffled(rng, self.user) % self.groups
+        place = group * (int(self.item.max(initial=0)) + 1) + self._shuffled(rng, self.item)
         order = rng.permutation(self.num_rows)
-        order = order[np.argsort(block[order], kind="stable")]
+        order = order[np.argsort(place[order], kind="stable")]
         for start in rng.permutation(len(self)) * self.batch_size:
             yield order[start : start + self.batch_size]
 
-    def _deal(self, rng: np.random.Generator, side: Ids) -> Ids:
-        """Give each user (or item) of `side` (R,) a random group; groups differ by at most one member."""
-        count = int(side.max(initial=-1)) + 1
-        group: Ids = rng.permutation(count) % self.groups
-        return group[side]
+    def _shuffled(self, rng: np.random.Generator, side: Ids) -> Ids:
+        """Give each user (or item) of `side` (R,) a random number of its own."""
+        number: Ids = rng.permutation(int(side.max(initial=-1)) + 1)
+        return number[side]

@@ -129,12 +129,14 @@ def test_blocks_hold_far_fewer_distinct_users_and_items_than_random_batches(num_
     user, item = cells // num_items, cells % num_items
     blocks = distinct_texts(Blocks(user, item, 200), user, item)
     assert blocks < 0.6 * distinct_texts(Shuffled(6000, 200), user, item)
+    square = 2 * (200 * num_users * num_items / 6000) ** 0.5  # no rectangle of 200 rows has a smaller sum of its sides
+    assert blocks < 1.2 * square
 
 
 def test_blocks_come_in_random_order():
     user, item = (side.ravel() for side in np.mgrid[:40, :40])
     order = Blocks(user, item, 100)
-    group = [np.median(order._deal(order._generator(), user)[rows]) for rows in rows_of(order)]
+    group = [np.median((order._shuffled(order._generator(), user) % order.groups)[rows]) for rows in rows_of(order)]
     assert group != sorted(group)
 
 
