@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmrs_lightning.errors import ConfigError, DataError
 
+_GROUP = 8
 RANKING_METRICS = ("ndcg", "recall", "hit", "mrr", "map")
 
 
@@ -102,7 +104,7 @@ def ranking_metrics_and_found(
     if candidates is not None:
         _require_mask(candidates, "candidates", scores)
         relevant = relevant & candidates
-    row, item = relevant.nonzero(as_tuple=True)
+    row, item = _places(relevant)
     if scores.numel() == 0:
         values = {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
         return values, Found(row, item, scores.new_zeros(len(ks), 0, dtype=torch.float64))
@@ -180,7 +182,7 @@ def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | Non
     if candidates is not None:
         scores = scores.masked_fill(~candidates, -torch.inf)
     depth = min(depth, scores.shape[1])
-    top, items = scores.topk(min(depth + 1, scores.shape[1]), dim=1)
+    top, items = _highest(scores, min(depth + 1, scores.shape[1]))
     if bool(top[:, 0].isnan().any()):  # they come first
         require_no_nan(scores, "scores")
     following, top, items = top[:, depth:], top[:, :depth], items[:, :depth]
@@ -212,6 +214,35 @@ def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | Non
     if candidates is not None:
         within = within.masked_fill(position >= candidates.sum(1, keepdim=True), 0)
     return top, TieBlocks(start, size, within, before)
+
+
+def _highest(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
+    """Return the `depth` highest scores of each row, NaN first, and their places, (U, depth) each.
+
+    They lie in groups of neighbours whose highest score is among the highest of all groups, so that most of a long row
+    is only looked at for these.
+    """
+    groups = scores.shape[1] // _GROUP
+    if groups < 4 * depth:
+        top = scores.topk(depth, dim=1)
+        return top.values, top.indices
+    grouped = groups * _GROUP
+    best = scores[:, :grouped].reshape(len(scores), groups, _GROUP).amax(2).topk(depth, dim=1).indices
+    within = torch.arange(_GROUP, device=scores.device)
+    rest = torch.arange(grouped, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    places = torch.cat([(best.unsqueeze(2) * _GROUP + within).flatten(1), rest], 1)
+    top = scores.gather(1, places).topk(depth, dim=1)
+    return top.values, places.gather(1, top.indices)
+
+
+def _places(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows and columns of what is true in `mask` (U, N), in order; on a CPU NumPy finds them much faster."""
+    if mask.device.type != "cpu":
+        row, column = mask.nonzero(as_tuple=True)
+        return row, column
+    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    width = max(mask.shape[1], 1)
+    return flat // width, flat % width
 
 
 def auc(scores: Tensor, labels: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -5,6 +6,7 @@ import torch.multiprocessing as mp
 
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.metrics import RankingMetrics, ranking_metrics
+from llmrs_lightning.metrics.functional import _highest
 
 KS = (1, 5, 40)
 NUM_GROUPS = 23
@@ -135,3 +137,16 @@ def test_two_processes_equal_one(tmp_path):
             assert_same(mean_again, whole.compute())
             assert_same(first, whole.per_group())
             assert_same(again, whole.per_group())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_highest_of_long_rows_are_those_of_a_whole_sort(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth, length = int(rng.integers(1, 12)), int(rng.integers(400, 900))
+    scores = torch.from_numpy(rng.integers(0, rng.integers(2, 300), (4, length))).float()
+    scores[torch.from_numpy(rng.random((4, length)) < 0.2)] = -torch.inf
+    scores[0, rng.integers(length)] = torch.nan if seed % 2 else 1e6
+    values, places = _highest(scores, depth)
+    assert torch.equal(values.nan_to_num(1e9), scores.nan_to_num(1e9).sort(1, descending=True).values[:, :depth])
+    assert torch.equal(scores.gather(1, places).nan_to_num(1e9), values.nan_to_num(1e9))
+    assert all(len(row.unique()) == depth for row in places)
