@@ -135,7 +135,6 @@ def test_a_killed_run_goes_on_with_what_was_waiting(tiny_bert: str, tmp_path: Pa
     delay = {"update_every": 5, "refresh_every": 2}
     config = write_config(tiny_bert, tmp_path, model__delay=delay, **options)
     runs = tmp_path / "runs" / "killed"
-    assert run(["fit", "--config", config, "--run.id", "warm"]) == 0  # what is in caches is encoded no more
     assert run(["fit", "--config", config, "--run.id", "whole"]) == 0
     assert run(["fit", "--config", config, "--run.id", "one"], kill_at(JointRecommender, "training_step", 31)) == -9
     assert run(["fit", "--resume", runs / "one"], output=tmp_path / "output") == 0
