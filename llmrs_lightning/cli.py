@@ -69,7 +69,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except LLMRSError as error:
         print(f"llmrs {words[0]}: {error}", file=sys.stderr)
         return 2
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, EOFError) as error:
         told = fault(error)
         if told is None:
             raise

@@ -139,7 +139,7 @@ def fit(args: Sequence[str]) -> None:
         if run is not None and trainer is not None and trainer.is_global_zero:
             say(f"stopped by {signal.Signals(number).name}; to go on: llmrs fit --resume {run.path}")
         raise SystemExit(exit_code(number)) from stop
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, OSError, EOFError) as error:
         told = None if faults is None else faults.told(error, module, data)
         if told is None:
             raise

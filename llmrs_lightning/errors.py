@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import importlib
+import traceback
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -74,8 +75,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost_worker(error: BaseException) -> bool:
-    """Say whether an error tells of a process that loaded batches and is gone."""
-    return isinstance(error, RuntimeError) and "DataLoader worker (pid" in str(error)
+    """Say whether an error tells of a process that loaded batches and is gone, perhaps while it handed one over."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "_try_get_data" in frames
 
 
 def fault(error: BaseException) -> DataError | None:

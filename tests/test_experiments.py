@@ -110,7 +110,7 @@ def test_a_preset_is_laid_over_any_experiment(file: Path, tiny_bert: str) -> Non
 def test_the_trials_of_a_sweep_resolve(file: Path, tiny_bert: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER.parent)  # from where it is launched
     sweep = load_sweep(file)
-    trials = expand(sweep)
+    trials = [trial for trial in expand(sweep) if trial.seed in (sweep.seeds[0], sweep.seeds[-1])]
     assert sweep.name == file.stem
     assert "seed_options" in file.read_text()  # said, so that a reader need not guess
     for trial in trials:

@@ -54,6 +54,7 @@ def opened(sweep: Sweep) -> Searching:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("monitor", ["auc", "log_loss"])
+@pytest.mark.slow
 def test_the_best_by_validation_is_found(tmp_path: Path, monitor: str, sampler: str) -> None:
     tried: list[float] = []
 

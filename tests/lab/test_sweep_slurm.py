@@ -26,6 +26,7 @@ def test_options_are_read() -> None:
             read_options(wrong)
 
 
+@pytest.mark.slow
 def test_trials_run_and_their_codes_come_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     good = script(tmp_path, "import json, os; print(json.dumps(dict(os.environ)))", "good-seed0")
@@ -50,6 +51,7 @@ def test_trials_run_and_their_codes_come_back(tmp_path: Path, monkeypatch: pytes
     assert "LOCAL_RANK" not in environment
 
 
+@pytest.mark.slow
 def test_a_job_can_be_cancelled(tmp_path: Path) -> None:
     # which comes as SIGINT, and what a shell runs in its background ignores that, with all that it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)

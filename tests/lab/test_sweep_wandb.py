@@ -51,6 +51,7 @@ def matters(config: dict[str, Any]) -> dict[str, Any]:
     ],
     ids=["grid", "one-seed-option", "classes", "tied-seeds", "variants"],
 )
+@pytest.mark.slow
 def test_the_agent_runs_the_trials(tmp_path: Path, values: dict[str, Any]) -> None:
     sweep = load_sweep(sweep_file(tmp_path, options={"data.batch_size": 16}, **values))
     trials = check(expand(sweep), "")

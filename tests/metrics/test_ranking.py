@@ -127,6 +127,7 @@ def work(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
     mp.spawn(work, (str(tmp_path),), nprocs=2)
     for rank in range(2):

@@ -130,6 +130,7 @@ def test_an_encoder_takes_any_number_and_length_of_texts(tiny_bert: str, tmp_pat
             assert onnx_graphs.check(tmp_path / "encoder.onnx", inputs, [graph(**inputs)]) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_model_of_ids_and_columns_has_a_scorer_alone_that_a_failure_leaves(
     tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,7 @@ def test_recommending_twice_gives_the_same(recommender: Recommender) -> None:
 # ---- loading
 
 
+@pytest.mark.slow
 def test_three_lines_in_a_fresh_process(made: Path, recommender: Recommender) -> None:
     program = (
         "import json, sys\n"

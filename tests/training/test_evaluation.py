@@ -124,6 +124,7 @@ def work(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert len(np.unique(TARGET.user[TARGET.label > 0])) == 21
     expected = whole()

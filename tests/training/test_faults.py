@@ -18,6 +18,7 @@ import pytest
 import torch
 from training.resuming import left_by, run, write_config
 
+from llmrs_lightning.errors import is_lost_worker
 from llmrs_lightning.training.checkpoint import CheckedIO, damage
 from llmrs_lightning.training.module import JointRecommender
 
@@ -108,11 +109,22 @@ def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on(place: str, config
     stage = "validation" if place == "validation_step" else "training"
     assert f"llmrs fit: a process that loads batches has ended before its time, in {stage}, epoch 0, step " in said
     assert f"where:    {path}, data.num_workers 2\n" in said
-    assert "killed by signal: Killed" in said or "exited unexpectedly" in said
+    assert "killed by signal: Killed" in said or "exited unexpectedly" in said or "Connection reset" in said
     assert f"to go on: llmrs fit --resume {path}; " in said
     assert "Traceback" not in said
     assert states(path)
     assert run(["fit", "--resume", path]) == 0
+
+
+def test_a_worker_that_is_killed_while_it_hands_a_batch_over_is_a_lost_one() -> None:
+    def _try_get_data(error: Exception) -> None:  # as the loader's function is called
+        raise error
+
+    for error in (ConnectionResetError(104, "Connection reset by peer"), EOFError(), FileNotFoundError(2, "no socket")):
+        assert not is_lost_worker(error)
+        with pytest.raises(type(error)) as caught:
+            _try_get_data(error)
+        assert is_lost_worker(caught.value)
 
 
 @pytest.fixture

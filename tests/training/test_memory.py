@@ -157,6 +157,7 @@ def test_a_run_of_auto_is_that_of_the_number_it_finds(
         assert "goes on from" in (tmp_path / "output").read_text()
 
 
+@pytest.mark.slow
 def test_auto_says_where_not_even_one_row_fits_and_refuses_several_processes(config: Path, tmp_path: Path) -> None:
     words = auto(config, "--run.id", "one")
     assert run(words, more_than(0), tmp_path / "output") == 2
