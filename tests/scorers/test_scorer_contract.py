@@ -200,6 +200,12 @@ def values(grid):
     return grid.flatten(0, 1)
 
 
+def assert_equal_scores(found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Weights are large here, so terms cancel; what is lost by that depends on the processor, and on the largest."""
+    largest = max(1.0, float(expected.detach().abs().max()))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * largest)
+
+
 @pytest.mark.parametrize("num_outputs", [1, 5])
 @pytest.mark.parametrize(
     "factory", [pytest.param(f, id=f"{c.__name__}-{n}") for c, v in FACTORIES.items() for n, f in v.items()]
@@ -235,7 +241,7 @@ class TestScorer:
         scorer.eval()
         grid = scorer.grid(users, items)
         assert grid.shape == (11, 10, num_outputs)
-        torch.testing.assert_close(values(grid), scorer(*pairs_of(users, items)), rtol=1e-5, atol=1e-5)
+        assert_equal_scores(values(grid), scorer(*pairs_of(users, items)))
 
     @pytest.mark.parametrize("elements", [1, 700])
     def test_the_grid_is_the_same_in_chunks(self, scorer, users, items, elements, monkeypatch):
@@ -245,7 +251,7 @@ class TestScorer:
         original = scorer.grid_chunk
         monkeypatch.setattr(scorer, "grid_chunk", lambda u, p: chunks.append(len(u)) or original(u, p), raising=False)
         monkeypatch.setattr(base, "GRID_ELEMENTS", elements)
-        torch.testing.assert_close(scorer.grid(users, items), whole, rtol=1e-5, atol=1e-5)
+        assert_equal_scores(scorer.grid(users, items), whole)
         assert sum(chunks) == len(users)
         assert elements > 1 or len(chunks) == len(users)
         assert all(size == 1 or size * scorer.grid_width(items) <= elements for size in chunks)
@@ -255,7 +261,7 @@ class TestScorer:
         rows = torch.tensor([7, 0, 3])
         prepared = tuple(part[rows] for part in scorer.prepare_items(items))
         grid = scorer.grid(users, items[rows], prepared)
-        torch.testing.assert_close(grid, scorer.grid(users, items)[:, rows], rtol=1e-5, atol=1e-5)
+        assert_equal_scores(grid, scorer.grid(users, items)[:, rows])
 
     def test_the_width_of_the_grid_counts_at_least_its_outputs_or_items(self, scorer, items):
         assert scorer.grid_width(items) >= len(items)
@@ -289,7 +295,7 @@ class TestScorer:
         scorer.eval()
         together = scorer(users[:10], items)
         alone = torch.cat([scorer(users[i : i + 1], items[i : i + 1]) for i in range(10)])
-        torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
+        assert_equal_scores(together, alone)
 
     @pytest.mark.parametrize("most", [2, 12])
     @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
@@ -387,7 +393,7 @@ def test_a_cross_encoder_scores_the_first_token_of_the_pair(cross, store, tiny_b
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for user, item, score in zip(LIKES, THINGS, scores, strict=True):
         states = cross.backbone(**tokenizer(user, item, return_tensors="pt")).last_hidden_state
-        torch.testing.assert_close(score, cross.head(states[0, 0]), rtol=1e-5, atol=1e-5)
+        assert_equal_scores(score, cross.head(states[0, 0]))
 
 
 def test_a_cross_encoder_trains_the_whole_language_model(cross, store):

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+import pytest
 import torch
 import yaml
 
@@ -112,6 +114,32 @@ def kill_at(owner: Any, name: str, place: int) -> Nothing:
     return prepare
 
 
+class Predictions:
+    """A table that is equal to one of the same columns and rows, scores within 1e-6."""
+
+    def __init__(self, path: Path) -> None:
+        self.columns: dict[str, list[Any]] = pq.read_table(path).to_pydict()  # type: ignore[no-untyped-call]
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, Predictions)
+        return list(self.columns) == list(other.columns) and not self.differing(other)
+
+    def __repr__(self) -> str:
+        return f"Predictions({', '.join(self.columns)})"
+
+    def differing(self, other: Predictions) -> dict[str, tuple[list[Any], list[Any]]]:
+        """Return the columns that differ."""
+        pairs = {name: (values, other.columns[name]) for name, values in self.columns.items()}
+        return {name: pair for name, pair in pairs.items() if not equal(*pair)}
+
+
+def equal(found: list[Any], expected: list[Any]) -> bool:
+    """Whether two columns are equal, floats within 1e-6."""
+    if found and isinstance(found[0], float):
+        return found == pytest.approx(expected, rel=1e-6, abs=1e-6, nan_ok=True)
+    return found == expected
+
+
 def left_by(run: Path) -> dict[str, Any]:
     """Return what has to be the same after a run, whether it was killed or not: all but times, memory and energy."""
     metrics = json.loads((run / "metrics.json").read_text())
@@ -122,7 +150,7 @@ def left_by(run: Path) -> dict[str, Any]:
         "metrics": metrics,
         "curves": (run / "logs" / "metrics.csv").read_text().splitlines(),
         "weights": {name: value.numpy().tobytes() for name, value in weights.items()},
-        "predictions": (run / "predictions.parquet").read_bytes(),
+        "predictions": Predictions(run / "predictions.parquet"),
         "files": {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and not ignored(p)},
     }
 
