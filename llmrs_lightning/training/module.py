@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -553,8 +554,9 @@ class JointRecommender(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Make the optimiser and a schedule stepped every step."""
-        total = int(self.trainer.estimated_stepping_batches)
-        per_epoch = max(total // max(self.trainer.max_epochs or 1, 1), 1)
+        self.trainer.fit_loop.setup_data()  # so that it knows how many batches there are
+        total = self.trainer.estimated_stepping_batches
+        per_epoch = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         optimizer, scheduler = self.optimizer.build(
             self,
             self.language_models,

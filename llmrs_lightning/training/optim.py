@@ -95,7 +95,7 @@ class Optimization:
         self,
         module: nn.Module,
         encoders: Iterable[nn.Module],
-        total_steps: int,
+        total_steps: float,
         steps_per_epoch: int,
         encoder_start: int = 0,
         factors: Mapping[int, float] | None = None,
@@ -106,13 +106,23 @@ class Optimization:
         Args:
             module: The whole model.
             encoders: The language models inside it.
-            total_steps: Steps of the whole training.
+            total_steps: Steps of the whole training; infinity where nothing but early stopping ends it.
             steps_per_epoch: Steps of an epoch.
             encoder_start: Step at which the language models start to learn.
             factors: Factors of the learning rates of parameters, by their ids.
             fused: Whether one kernel may do all of a step on a GPU; under a gradient scaler it would unscale by itself,
                 after gradients were to be clipped.
+
+        Raises:
+            ConfigError: If nothing is to be trained, or the schedule needs an end and there is none.
         """
+        if math.isinf(total_steps) and (self.warmup or self.schedule in ("linear", "cosine")):
+            raise ConfigError(
+                "the schedule of the learning rate is one of shares of all steps, and training has no end",
+                where="trainer.max_epochs",
+                found=f"-1, with model.optimizer.schedule {self.schedule} and warmup {self.warmup:g}",
+                fix="set trainer.max_epochs or trainer.max_steps, or schedule to constant or step and warmup to 0",
+            )
         groups = self.groups(module, encoders, factors)
         if not groups:
             raise ConfigError("nothing is left to train", where="model", fix="unfreeze the encoder or add a scorer")
@@ -125,8 +135,8 @@ class Optimization:
         ]
         return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, schedules)
 
-    def _factor(self, total: int, per_epoch: int, start: int) -> Callable[[int], float]:
-        warmup = math.ceil(self.warmup * (total - start))
+    def _factor(self, total: float, per_epoch: int, start: int) -> Callable[[int], float]:
+        warmup = math.ceil(self.warmup * (total - start)) if self.warmup else 0
 
         def factor(step: int) -> float:
             done = step - start

@@ -108,6 +108,15 @@ def test_the_weights_of_bert_move_in_training_only_once_it_learns(tiny_bert: str
     assert moved[2] == 0
 
 
+def test_frozen_epochs_are_epochs_too_where_training_ends_after_a_number_of_steps(
+    tiny_bert: str, tmp_path: Path
+) -> None:
+    module, data = built(tiny_bert, frozen_epochs=1)
+    before = first_layer(module).detach().clone()
+    trainer(tmp_path, max_epochs=-1, max_steps=2 * len(data.train_dataloader())).fit(module, data)
+    assert (first_layer(module) - before).abs().max() > 1e-4
+
+
 def test_an_item_without_a_training_row_gets_the_unknown_vector_not_an_untrained_one(tiny_bert: str) -> None:
     data, module = make_data(tiny_bert), make_module(tiny_bert)
     data.setup()

@@ -193,3 +193,17 @@ def test_a_model_without_anything_to_learn_is_refused():
 def test_a_warm_up_is_a_share(warmup):
     with pytest.raises(ConfigError, match=r"optimizer\.warmup"):
         settings(warmup=warmup)
+
+
+@pytest.mark.parametrize(
+    "options", [{"schedule": "linear"}, {"schedule": "cosine"}, {"schedule": "step", "warmup": 0.1}]
+)
+def test_shares_of_an_endless_training_are_refused(options):
+    with pytest.raises(ConfigError, match=r"trainer\.max_epochs"):
+        settings(**{"warmup": 0.0} | options).build(Model(), [], math.inf, 5)
+
+
+def test_a_constant_rate_needs_no_end():
+    encoder, head = run(settings(schedule="constant", warmup=0.0), total=math.inf, encoder_start=3)
+    assert set(head) == {1.0}
+    assert encoder[:5] == [0.0, 0.0, 0.0, 1.0, 1.0]
