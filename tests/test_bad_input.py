@@ -275,6 +275,7 @@ def test_file_that_is_not_there(
         ("model.encoder.init_args", {}, ["pretrained is missing", "TextEncoder"]),
         # what does not go together
         ("model.scorers.fused", {"class_path": "DNNScorer"}, ["model.scorers", "other than fused"]),
+        ("model.scorers.rank", {"class_path": "DNNScorer"}, ["model.scorers", "rank"]),
         ("model.monitor", "acu", ["no validation metric 'acu'", "model.monitor", "auc", "ndcg@10"]),
         ("model.fusion", {"class_path": "WeightedAverage", "init_args": {"weights": {"dnn": 1.0}}}, ["semantic"]),
         (

@@ -79,6 +79,10 @@ def recommend(args: Sequence[str]) -> None:
     if known.similar_to:
         if users or known.all_users:
             parser.error("--similar-to gives lists of items; leave users and texts out")
+        if known.candidates or known.include_seen:
+            parser.error(
+                "--candidates and --include-seen are for lists of users, and --similar-to gives lists of items"
+            )
         _give([recommender.similar_items(known.similar_to, known.k, by=known.by, **filters)], known)
         return
     if known.all_users:
@@ -120,6 +124,13 @@ def _give(parts: Iterable[pa.Table], known: argparse.Namespace) -> None:
     show(lists_table(lists, f"top {known.k}", set(), ""))
 
 
+def _count(word: str) -> int:
+    """Read a number of 1 or more."""
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError(f"{word} is no number of 1 or more")
+    return int(word)
+
+
 def export(args: Sequence[str]) -> None:
     """Write a folder with all that lists need out of a run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
@@ -152,21 +163,27 @@ def index(args: Sequence[str]) -> None:
     parser.add_argument("--run", required=True, help="run directory written by llmrs fit, or an export")
     parser.add_argument("--out", required=True, help="folder to write; an earlier store there is replaced")
     parser.add_argument("--no-candidates", action="store_true", help="only the items, without an index (and faiss)")
-    parser.add_argument("--fit-users", type=int, default=1024, help="users that the index is fitted to (default 1024)")
     parser.add_argument(
-        "--anchors", type=int, default=256, help="items whose scores tell a user's vector (default 256)"
+        "--fit-users", type=_count, default=1024, help="users that the index is fitted to (default 1024)"
     )
-    parser.add_argument("--size", type=int, default=64, help="width of the vectors (default 64)")
+    parser.add_argument(
+        "--anchors", type=_count, default=256, help="items whose scores tell a user's vector (default 256)"
+    )
+    parser.add_argument("--size", type=_count, default=64, help="width of the vectors (default 64)")
     parser.add_argument("--kind", choices=KINDS, default="auto", help="flat looks at all vectors, hnsw at some")
     parser.add_argument(
         "--check", action="store_true", help="compare lists out of candidates with lists out of all items"
     )
-    parser.add_argument("--check-users", type=int, default=200, help="users that are compared (default 200)")
-    parser.add_argument("--candidates", type=int, default=500, help="candidates of a user in the check (default 500)")
-    parser.add_argument("--k", type=int, default=10, help="length of the lists in the check (default 10)")
+    parser.add_argument("--check-users", type=_count, default=200, help="users that are compared (default 200)")
+    parser.add_argument(
+        "--candidates", type=_count, default=500, help="candidates of a user in the check (default 500)"
+    )
+    parser.add_argument("--k", type=_count, default=10, help="length of the lists in the check (default 10)")
     known = parser.parse_args(args)
     if known.check and known.no_candidates:
         parser.error("--check compares lists out of candidates, and --no-candidates gives none")
+    if known.check and known.candidates < known.k:
+        parser.error(f"--candidates {known.candidates} are fewer than a list of --k {known.k}")
     recommender = Recommender.from_run(known.run)
     options = {"users": known.fit_users, "anchors": known.anchors, "size": known.size, "kind": known.kind}
     store = write_store(recommender, known.out, index=not known.no_candidates, **options)

@@ -77,7 +77,7 @@ class CandidateIndex:
             seed: Seed of the draw.
 
         Raises:
-            ConfigError: If faiss is not installed, or an option cannot be used.
+            ConfigError: If faiss is not installed, there is no user, or an option cannot be used.
         """
         if anchors < 1 or size < 1 or kind not in KINDS:
             raise ConfigError(
@@ -100,6 +100,8 @@ class CandidateIndex:
             products += (left.T @ right).cpu().numpy()
             norm += float(right.double().square().sum())
             spread += float((right - right.mean(1, keepdim=True)).double().square().sum())
+        if not squares.any():
+            raise ConfigError("an index is fitted to the scores of users", where="users (--fit-users)", found="none")
         user_map, vectors, met = _factors(squares, products, size)
         packed = faiss.serialize_index(_built(faiss, vectors, kind))
         explained = 1 - max(norm - met, 0.0) / spread if spread else 1.0

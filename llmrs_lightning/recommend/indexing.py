@@ -12,6 +12,7 @@ import torch
 
 from llmrs_lightning.data.schema import ITEM
 from llmrs_lightning.data.tokens import Ids
+from llmrs_lightning.errors import ConfigError
 from llmrs_lightning.features import Side
 from llmrs_lightning.recommend.index import CandidateIndex, Kind
 from llmrs_lightning.recommend.recommender import Recommender
@@ -43,9 +44,17 @@ def write_store(
         kind: See `CandidateIndex.fit`.
 
     Raises:
-        ConfigError: If there is something else at `folder`, an option cannot be used, or faiss is not installed.
+        ConfigError: If there is something else at `folder`, items were added, an option cannot be used, or faiss is
+            not installed.
         DataError: If the files cannot be written.
     """
+    if recommender.num_added:
+        raise ConfigError(
+            "a store holds the items of the run, since whoever opens it knows no others",
+            where="write_store",
+            found=f"{recommender.num_added:,} items that were added",
+            fix="write the store first; items may be added to a recommender that has one",
+        )
     module, catalogue = recommender.module, recommender.catalogue()
     found = None
     if index:

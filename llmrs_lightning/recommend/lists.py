@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from llmrs_lightning.data.datamodule import Stage
 from llmrs_lightning.data.schema import ITEM, PARTS, USER
 from llmrs_lightning.data.tokens import Ids
-from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.errors import ConfigError, listing
 from llmrs_lightning.features import Side
 from llmrs_lightning.recommend.catalogue import Catalogue
 from llmrs_lightning.recommend.index import CandidateIndex
@@ -58,6 +59,8 @@ class Request:
         """
         if self.k < 1:
             raise ConfigError("a list cannot be so short", where="k (--k)", found=str(self.k), allowed="1 or more")
+        if self.min_score is not None and math.isnan(self.min_score):
+            raise ConfigError("no score is that high", where="min_score (--min-score)", found="nan", allowed="a number")
         if self.candidates is not None and (index is None or self.candidates < self.k):
             raise ConfigError(
                 "lists cannot be made of these candidates",
@@ -76,6 +79,24 @@ class Request:
     def users_at_once(self) -> int:
         """How many users are ranked together: so many that their scores are a few MB, however many items there are."""
         return min(max(CELLS // max(len(self.allowed), 1), 1), _USERS_AT_ONCE)
+
+
+def parts_of(seen_parts: Sequence[str]) -> tuple[str, ...]:
+    """Return parts of the data in their order.
+
+    Raises:
+        ConfigError: If there are none, or one that is no part.
+    """
+    given = [seen_parts] if isinstance(seen_parts, str) else list(seen_parts)
+    if not given or set(given) - set(PARTS):
+        raise ConfigError(
+            "what counts as seen is told by parts of the data",
+            where="seen_parts",
+            found=listing(given) or "none",
+            allowed=f"one or more of {listing(PARTS)}",
+            fix="exclude_seen=False keeps what was seen in the lists",
+        )
+    return tuple(part for part in PARTS if part in given)
 
 
 def stage_of(seen_parts: tuple[str, ...]) -> Stage:

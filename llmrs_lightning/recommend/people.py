@@ -16,7 +16,7 @@ from llmrs_lightning.data.collate import Horizon, SideBatch, Texts
 from llmrs_lightning.data.datamodule import SEES, Stage
 from llmrs_lightning.data.history import History
 from llmrs_lightning.data.schema import USER, Interactions, RecData
-from llmrs_lightning.data.text import TextTemplate, clean, spelt
+from llmrs_lightning.data.text import STOP_WORDS, TextTemplate, clean, spelt
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.data.wording import SideText, Wording
 from llmrs_lightning.errors import ConfigError, DataError
@@ -50,7 +50,7 @@ class NewUser:
             DataError: If nothing is.
         """
         object.__setattr__(self, "liked", tuple(self.liked))
-        if self.text is not None and not self.text.strip():
+        if self.text is not None and not clean(self.text):
             raise DataError(
                 "a new user's text is empty", where="texts (--text)", fix="describe the user in a few words"
             )
@@ -109,6 +109,11 @@ class People:
         self.stock, self.module, self.data = stock, stock.module, stock.data
         self._changed: dict[str, Person] = {}
         self._sides: dict[tuple[str, Stage], tuple[Any, Side]] = {}
+
+    @property
+    def num_changed(self) -> int:
+        """The number of users to whom something happened."""
+        return len(self._changed)
 
     @property
     def reads_text(self) -> bool:
@@ -190,7 +195,8 @@ class People:
         module, data = self.module, self.data
         in_data = [row for row, p in enumerate(people) if p.position >= 0 and not p.events]
         changed = [row for row, p in enumerate(people) if self._changed.get(p.name) is p]
-        new = [row for row in range(len(people)) if row not in {*in_data, *changed}]
+        known = {*in_data, *changed}
+        new = [row for row in range(len(people)) if row not in known]
         parts: list[Side] = []
         if in_data:
             position = np.array([people[row].position for row in in_data], np.int64)
@@ -228,11 +234,12 @@ class People:
             liked = [(share, value) for share, value in shares if value >= targets.positive_from]
             return Event(item, max(liked)[1] if liked else math.nan, 1.0, time)  # as most who like
         low, high = schema.rating_range or (-math.inf, math.inf)
-        if schema.rating is None or not math.isfinite(rating) or not low <= rating <= high:
+        number = isinstance(rating, int | float | np.number) and math.isfinite(rating)
+        if schema.rating is None or not number or not low <= rating <= high:
             raise DataError(
                 "the rating is none of the data's",
                 where="rating",
-                found=str(rating),
+                found=repr(rating),
                 allowed="none, since the data have no ratings" if schema.rating is None else f"{low:g} to {high:g}",
             )
         return Event(item, float(rating), float(rating >= schema.positive_from), time)
@@ -292,7 +299,8 @@ class People:
     def _texts(self, people: Sequence[Person]) -> list[str]:
         """Return the users' texts but for the past."""
         template = self.data.user_text
-        texts = [clean(p.text or "", template is not None and template.lowercase) for p in people]
+        words = STOP_WORDS if template is not None and template.remove_stop_words else None
+        texts = [clean(p.text or "", template is not None and template.lowercase, words) for p in people]
         self.stock.words.warn_of_cut([p.name for p in people], texts)
         known = [row for row, person in enumerate(people) if person.position >= 0]
         if template is not None and self.reads_text and known:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from llmrs_lightning.recommend.catalogue import Catalogue
 from llmrs_lightning.recommend.folder import is_export
 from llmrs_lightning.recommend.hub import fetched, pushed
 from llmrs_lightning.recommend.index import CandidateIndex
-from llmrs_lightning.recommend.lists import CELLS, Found, Ranking, Request, score_columns, stage_of
+from llmrs_lightning.recommend.lists import CELLS, Found, Ranking, Request, parts_of, score_columns, stage_of
 from llmrs_lightning.recommend.origin import Origin
 from llmrs_lightning.recommend.people import NewUser, People, Person
 from llmrs_lightning.recommend.stock import Stock
@@ -32,6 +33,7 @@ from llmrs_lightning.recommend.topk import top_k
 from llmrs_lightning.recommend.words import Words
 from llmrs_lightning.training.module import JointRecommender
 
+_log = logging.getLogger(__name__)
 _PAIRS_AT_ONCE = 8192
 
 
@@ -134,7 +136,8 @@ class Recommender:
         """Write all that lists need: weights, tokeniser, configuration, users, items, interactions and a model card.
 
         The language model is in the format of transformers, what LoRA has learned merged into its weights (which rounds
-        scores in their seventh digit). The folder is written whole or not at all; an earlier export is replaced.
+        scores in their seventh digit). The folder is written whole or not at all; an earlier export is replaced. Items
+        that were added and what was observed are not in it, which a warning says.
 
         Returns:
             The folder.
@@ -150,6 +153,12 @@ class Recommender:
                 "a recommender that was put together by hand does not know its configuration",
                 where="Recommender.save_pretrained",
                 fix="load it with Recommender.from_run or from_pretrained",
+            )
+        if self.num_added or self._people.num_changed:
+            _log.warning(
+                "not in the export: %s items that were added, and what %s users did since",
+                f"{self.num_added:,}",
+                f"{self._people.num_changed:,}",
             )
         save(self.module, self.data, self.origin, Path(folder))
         return Path(folder)
@@ -268,14 +277,16 @@ class Recommender:
 
         All is as for `recommend`; what is wrong is said before the first lists.
         """
-        if not users and not texts:
+        if isinstance(users, str) or isinstance(texts, str):
+            raise ConfigError("a list is asked for", where="users, texts", found="a string", fix="put it into brackets")
+        if not len(users) + len(texts):
             raise ConfigError(
                 "no user is given",
                 where="users, texts (--users, --text)",
                 allowed="ids of known users, or what is known of a new one: a text, liked items, or both",
             )
         allowed, keys = self._stock.allowed(allow, deny), self._stock.keys(dedup_by)
-        request = Request(k, allowed, keys, min_score, exclude_seen, seen_parts, candidates)
+        request = Request(k, allowed, keys, min_score, exclude_seen, parts_of(seen_parts), candidates)
         request.check(self.index)
         return self._stream(self._people.described([*users, *(NewUser(text) for text in texts)]), request)
 
@@ -309,7 +320,7 @@ class Recommender:
             {user: place for place, user in enumerate(given)},
         )
         person = np.array([row[user] for user, _ in pairs], np.int64)
-        item, stage = self._stock.positions([item for _, item in pairs], "pairs"), stage_of(seen_parts)
+        item, stage = self._stock.positions([item for _, item in pairs], "pairs"), stage_of(parts_of(seen_parts))
         parts = [torch.zeros(0, 1 + len(self.module.members))]
         for start in range(0, len(pairs), _PAIRS_AT_ONCE):
             part = slice(start, start + _PAIRS_AT_ONCE)
@@ -390,6 +401,11 @@ class Recommender:
             DataError: If columns are missing, ids are there already, or values are none.
         """
         self._stock.add(rows)
+
+    @property
+    def num_added(self) -> int:
+        """The number of items that were added."""
+        return self._stock.num_added
 
     def set_available(self, items: Sequence[str] | None) -> None:
         """Recommend these items alone from now on, and those that are added later; None makes all available.

@@ -17,6 +17,7 @@ from llmrs_lightning.data.schema import ITEM, USER
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError, DataError, listing
 from llmrs_lightning.features import Side
+from llmrs_lightning.modules import Stamp, stamp
 from llmrs_lightning.recommend.catalogue import Catalogue
 from llmrs_lightning.recommend.lookup import Lookup
 from llmrs_lightning.recommend.new_items import NewItems
@@ -43,6 +44,7 @@ class Stock:
         self._of_data = catalogue
         self._found: Lookup | None = None
         self._added: list[NewItems] = []
+        self._sides: list[tuple[Stamp, Side]] = []  # of each, with the weights that encoded it
         self._joined: dict[str, tuple[Side, Any]] = {}  # with added items, and what it was made of
         self._available: Ids | None = None
 
@@ -55,6 +57,11 @@ class Stock:
         if self._found is None or self._found.tables is not self.data.data:
             self._found = Lookup(self.data, self._added)
         return self._found
+
+    @property
+    def num_added(self) -> int:
+        """The number of items that came after training."""
+        return sum(map(len, self._added))
 
     def add(self, rows: Any) -> None:
         """Know more items; see `Recommender.add_items`."""
@@ -162,22 +169,30 @@ class Stock:
             kept = self._joined["past"] = (items, Side.joined([items, self._encoded()]))
         return kept[1]
 
+    def _encoded(self) -> Side:
+        """Return the items that were added; each is encoded once, and again after weights have changed."""
+        now = stamp(self.module)
+        start = len(self.data.data.items)
+        for place, more in enumerate(self._added):
+            if place == len(self._sides) or self._sides[place][0] != now:
+                self._sides[place : place + 1] = [(now, self._encode(more, start))]
+            start += len(more)
+        return Side.joined([side for _, side in self._sides])
+
     @torch.inference_mode(False)
     @torch.no_grad()
-    def _encoded(self) -> Side:
-        """Encode the items that were added."""
-        start, parts, module = len(self.data.data.items), [], self.module
-        for more in self._added:
-            for first in range(0, len(more), _ITEMS_AT_ONCE):
-                texts = None if more.texts is None else more.texts[first : first + _ITEMS_AT_ONCE]
-                size = min(_ITEMS_AT_ONCE, len(more) - first)
-                batch = SideBatch(torch.arange(start + first, start + first + size))
-                if texts is not None and self.data.tokenizer:
-                    batch.texts, batch.text = self.words.tokens(texts)
-                side = module.make_side("item", batch.to(module.device))
-                assert side.row is not None
-                parts.append(replace(side, row=torch.zeros_like(side.row)))  # no member was fitted to their rows
-            start += len(more)
+    def _encode(self, more: NewItems, start: int) -> Side:
+        """Encode items that stand at `start` and behind it."""
+        parts, module = [], self.module
+        for first in range(0, len(more), _ITEMS_AT_ONCE):
+            texts = None if more.texts is None else more.texts[first : first + _ITEMS_AT_ONCE]
+            size = min(_ITEMS_AT_ONCE, len(more) - first)
+            batch = SideBatch(torch.arange(start + first, start + first + size))
+            if texts is not None and self.data.tokenizer:
+                batch.texts, batch.text = self.words.tokens(texts)
+            side = module.make_side("item", batch.to(module.device))
+            assert side.row is not None
+            parts.append(replace(side, row=torch.zeros_like(side.row)))  # no member was fitted to their rows
         return Side.joined(parts)
 
 

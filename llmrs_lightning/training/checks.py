@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from llmrs_lightning.data.negatives import Negatives
+from llmrs_lightning.data.schema import ITEM, LABEL, RATING, USER
 from llmrs_lightning.data.spec import DataSpec
 from llmrs_lightning.encoders import Frozen, TextEncoder
 from llmrs_lightning.errors import ConfigError, DataError, listing
@@ -18,10 +19,13 @@ from llmrs_lightning.scorers.baselines import baselines
 from llmrs_lightning.training.evaluation import FUSED
 from llmrs_lightning.training.losses import Loss
 
+# other columns of the tables in which members have theirs: predictions and lists
+_COLUMNS = frozenset({USER, ITEM, LABEL, RATING, "row", "rank", "title", "score", "similar_item_id"})
+
 
 def check_members(scorers: Mapping[str, Scorer], ranking: bool) -> None:
     """Check the names of the members, and that all can rank if that is asked."""
-    reserved = {FUSED, *baselines()}
+    reserved = {FUSED, *baselines(), *_COLUMNS}
     if not scorers or reserved & set(scorers) or not all(n.isidentifier() for n in scorers):
         raise ConfigError(
             "the members cannot be named so",

@@ -145,7 +145,7 @@ class Teacher:
                 if vectors.shape[1] > size:
                     _, directions = torch.linalg.eigh(torch.cov((vectors - centre).double().T))
                     axes = directions.flip(1)[:, :size].to(vectors)
-                self._maps[side] = centre, axes, spread
+                self._maps[side] = centre, axes, spread or 1.0  # one text varies from nothing
 
     def _vectors(self, side: SideName, numbers: Tensor) -> Tensor:
         encoder = self.module.encoder

@@ -42,8 +42,25 @@ def test_factors_are_found_whole(scorer: Scorer, tmp_path: Path) -> None:
     result = check(recommender, USERS, k=10, candidates=10)
     assert result.recall == 1
     assert len(result.exact) == len(result.near) == NUM_USERS
-    written = CandidateIndex.fit(recommender.module, recommender.catalogue(), [], anchors=3)
-    assert written.explained == 1.0  # of nothing
+
+
+def test_an_index_of_nobody_is_refused(deep: Recommender) -> None:
+    with pytest.raises(ConfigError, match=r"scores of users"):
+        CandidateIndex.fit(deep.module, deep.catalogue(), [], anchors=3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--check", "--check-users", "0"],
+        ["--fit-users", "-5"],
+        ["--check", "--candidates", "2"],
+        ["--check", "--k", "none"],
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_anything_is_written(options: list[str], tmp_path: Path) -> None:
+    assert main(["index", "--run", str(tmp_path), "--out", str(tmp_path / "store"), *options]) == 2
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_perceptron_is_found_by_its_scores_of_a_few_items(deep: Recommender) -> None:

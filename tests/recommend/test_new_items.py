@@ -15,9 +15,11 @@ import torch
 from datasets import Dataset
 from recommend.conftest import ITEMS, USERS
 
-from llmrs_lightning.errors import DataError
+from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.features import Side
 from llmrs_lightning.recommend import NewUser, Recommender
+from llmrs_lightning.recommend.indexing import write_store
+from llmrs_lightning.training.module import JointRecommender
 
 EVERYONE = [f"u{u}" for u in range(USERS)]
 
@@ -216,3 +218,27 @@ def test_weights_that_change_change_new_items_too(recommender: Recommender, made
         for parameter in recommender.module.members["dnn"].parameters():
             parameter.mul_(2.0)
     assert np.abs(scores(recommender, ["new"]) - before).max() > 1e-3
+
+
+def test_each_is_encoded_once(past: Recommender, of_the_past: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[int] = []
+    plain = JointRecommender.make_side
+
+    def watched(self: JointRecommender, side: str, batch: Any, *args: Any) -> Side:
+        encoded.extend([len(batch.position)] if side == "item" else [])
+        return plain(self, side, batch, *args)  # type: ignore[arg-type]
+
+    past.recommend(["u0"])
+    monkeypatch.setattr(JointRecommender, "make_side", watched)
+    for name, row in (("a", 0), ("b", 1)):
+        past.add_items([{**items_of(of_the_past)[row], "item_id": name}])
+        past.recommend(["u0"])
+        past.recommend(["u0"])
+    assert encoded == [1, 1]
+
+
+def test_a_store_has_none_of_them(recommender: Recommender, made: Path, tmp_path: Path) -> None:
+    recommender.add_items([{**items_of(made)[0], "item_id": "new"}])
+    with pytest.raises(ConfigError, match=r"(?s)1 items that were added.*write the store first"):
+        write_store(recommender, tmp_path / "store", index=False)
+    assert not (tmp_path / "store").exists()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from recommend.conftest import ITEMS, USERS
 
+from llmrs_lightning.data.text import TextTemplate
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.recommend import NewUser, Recommender
 from llmrs_lightning.recommend.people import People
@@ -207,6 +208,7 @@ def test_a_model_that_reads_nothing_of_a_new_user_says_what_it_lacks(
         (("u1", "thing"), "thing"),
         (("u1", "i1", 6.0), r"(?s)rating.*6\.0.*1 to 5"),
         (("u1", "i1", float("nan")), "rating"),
+        (("u1", "i1", "5"), r"(?s)rating.*'5'"),
         (("u1", "i1", 5.0, 2_000_000_000_000), r"(?s)timestamp.*2000000000000.*seconds"),
         (("u1", "i1", 5.0, -1), "timestamp"),
     ],
@@ -267,3 +269,17 @@ def test_known_pairs_score_as_the_module_says(past: Recommender) -> None:
     np.testing.assert_allclose(found["score"].to_numpy(), expected["fused"].numpy(), atol=1e-5)
     for name in past.module.members:
         np.testing.assert_allclose(found[name].to_numpy(), expected[name].numpy(), atol=1e-5)
+
+
+def test_stop_words_go_where_those_of_known_users_go(past: Recommender) -> None:
+    past.data.user_text = TextTemplate("{taste}", remove_stop_words=True)
+    scores = past.score([(NewUser("the red"), "i0"), (NewUser("red"), "i0")])["score"]
+    assert scores[0] == scores[1]
+
+
+def test_an_export_says_what_is_not_in_it(past: Recommender, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    past.save_pretrained(tmp_path / "out")
+    assert "not in the export" not in caplog.text
+    past.observe("u1", "i1")
+    past.save_pretrained(tmp_path / "out")
+    assert "not in the export: 0 items that were added, and what 1 users did since" in caplog.text

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -194,8 +196,26 @@ def test_mistakes_are_told(recommender: Recommender) -> None:
         recommender.recommend(["u0"], deny=["i99"])
     with pytest.raises(DataError, match="empty"):
         recommender.recommend(texts=["likes red things", " "])
+    with pytest.raises(DataError, match="empty"):
+        recommender.recommend(texts=["\u200b"])
     with pytest.raises(ConfigError, match="'colour'"):
         recommender.recommend(["u0"], dedup_by="colour")
+    with pytest.raises(ConfigError, match="brackets"):
+        recommender.recommend(texts="red")
+    with pytest.raises(ConfigError, match="min_score"):
+        recommender.recommend(["u0"], min_score=float("nan"))
+
+
+@pytest.mark.parametrize("parts", [("trian",), (), "tests"])
+def test_parts_that_are_none_do_not_count_as_seen_in_silence(parts: Any, recommender: Recommender) -> None:
+    for ask in (partial(recommender.recommend, ["u0"]), partial(recommender.score, [("u0", "i0")])):
+        with pytest.raises(ConfigError, match=r"(?s)seen_parts.*train, val, fusion, test"):
+            ask(seen_parts=parts)
+
+
+def test_any_sequence_of_users_and_parts_will_do(recommender: Recommender) -> None:
+    plain = recommender.recommend(["u0", "u1"], seen_parts=("train", "test"))
+    assert recommender.recommend(np.array(["u0", "u1"]), seen_parts=["test", "train"]).equals(plain)
 
 
 def test_recommending_twice_gives_the_same(recommender: Recommender) -> None:
