@@ -13,7 +13,7 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from llmrs_lightning.errors import ConfigError, DataError, listing
-from llmrs_lightning.training.rundir import replacing
+from llmrs_lightning.files import replacing
 
 _SUFFIXES = (".parquet", ".csv", ".jsonl")
 _ROWS = 1 << 16  # of a row group

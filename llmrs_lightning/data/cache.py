@@ -1,13 +1,20 @@
-"""Where downloads and tokens are kept between runs, and how files come there whole."""
+"""Where downloads, tokens and vectors are kept between runs, and how arrays are found there again."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmrs_lightning.files import published
+
+_log = logging.getLogger(__name__)
 
 
 def cache_folder(cache_dir: str | None = None) -> Path:
@@ -15,20 +22,29 @@ def cache_folder(cache_dir: str | None = None) -> Path:
     return Path(cache_dir or os.environ.get("LLMRS_CACHE") or "~/.cache/llmrs_lightning").expanduser()
 
 
-@contextmanager
-def published(path: Path) -> Iterator[Path]:
-    """Give a new folder for files, and move it to `path` when they are written; all or nothing.
+def kept_arrays(folder: Path, names: Sequence[str], make: Callable[[Path], None]) -> list[NDArray[Any]]:
+    """Map arrays that are kept on disk; those that are not there, or damaged, are made.
 
-    If there is a folder at `path` then, it stays as it is: another process was faster.
+    Args:
+        folder: Where they are kept.
+        names: Names of the .npy files.
+        make: Writes them into an empty folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent))
+    if not folder.is_dir():
+        _make(folder, make)
     try:
-        yield temporary
-        try:
-            os.replace(temporary, path)
-        except OSError:
-            if not path.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        return _mapped(folder, names)
+    except (OSError, ValueError, EOFError) as error:
+        _log.warning("%s is damaged, so it is made again: %s", folder, error)
+        shutil.rmtree(folder, ignore_errors=True)
+    _make(folder, make)
+    return _mapped(folder, names)
+
+
+def _make(folder: Path, make: Callable[[Path], None]) -> None:
+    with published(folder) as new:
+        make(new)
+
+
+def _mapped(folder: Path, names: Sequence[str]) -> list[NDArray[Any]]:
+    return [np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names]

@@ -41,7 +41,7 @@ Stage = Literal["train", "val", "fusion", "test", "now"]
 #: parts that a stage may see; `now`, a list for today, sees everything
 SEES: dict[str, Seen] = {**ALLOWED, "now": PARTS}
 _RANKED_CELLS = 2**22
-_GRACE = 30  # seconds
+_GRACE = 600  # seconds, for a validation is finished before the state is saved
 _MAPPED_FROM = 5_000_000  # training rows from here on stay on disk
 
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llmrs_lightning.data.cache import published
 from llmrs_lightning.data.mapped import ArrayFile
 from llmrs_lightning.data.order import before, by_user_and_time, counted
 from llmrs_lightning.data.schema import RecData, hash_array
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import ConfigError, DataError
+from llmrs_lightning.files import published
 
 #: parts whose events a row of a part may see; fusion rows are as good as validation rows
 ALLOWED = {

@@ -10,11 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from llmrs_lightning.data.cache import published
 from llmrs_lightning.data.pairs import Pairs
 from llmrs_lightning.data.schema import Interactions
 from llmrs_lightning.data.tokens import Ids
 from llmrs_lightning.errors import DataError
+from llmrs_lightning.files import published
 
 _PIECE = 1 << 20
 _RECORD = np.dtype(

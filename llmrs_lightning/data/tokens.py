@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llmrs_lightning.data.augment import TextAugmentation
-from llmrs_lightning.data.cache import cache_folder, published
+from llmrs_lightning.data.cache import cache_folder, kept_arrays
 from llmrs_lightning.data.movable import Movable
 from llmrs_lightning.errors import ConfigError, DataError
 
@@ -102,9 +102,9 @@ class TokenStore:
             digest.update(text.encode() + b"\0")
         fingerprint = digest.hexdigest()
         folder = cache_folder(cache_dir) / "tokens" / fingerprint[:32]
-        if not (folder / "offsets.npy").is_file():
-            _write(folder, *_tokenize(texts, tok, max_length))
-        tokens, offsets = (np.load(folder / f"{n}.npy", mmap_mode="r") for n in ("tokens", "offsets"))
+        tokens, offsets = kept_arrays(
+            folder, ("tokens", "offsets"), lambda new: _write(new, *_tokenize(texts, tok, max_length))
+        )
         pad_id, continuing = int(tok.pad_token_id or 0), _continuing(tok.get_vocab())
         return cls(tokens, np.asarray(offsets), pad_id, fingerprint, tok.all_special_ids, continuing)
 
@@ -224,6 +224,5 @@ def _tokenize(texts: Sequence[str], tok: object, max_length: int) -> tuple[NDArr
 
 
 def _write(folder: Path, tokens: NDArray[np.int32], offsets: Ids) -> None:
-    with published(folder) as new:
-        np.save(new / "tokens.npy", tokens)
-        np.save(new / "offsets.npy", offsets)
+    np.save(folder / "tokens.npy", tokens)
+    np.save(folder / "offsets.npy", offsets)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmrs_lightning.data.cache import cache_folder, published
+from llmrs_lightning.data.cache import cache_folder, kept_arrays
 from llmrs_lightning.data.tokens import Ids, TextBatch, TokenStore
 from llmrs_lightning.encoders.text import Side, TextEncoder
 from llmrs_lightning.errors import DataError
@@ -78,15 +80,9 @@ class TextStates:
             now, kept = stamp(backbone, resting=True), self._kept.get(tower)
             if kept is not None and (kept.depth, kept.stamp) == (self.encoder.resting, now):
                 continue
-            folder = cache_folder(cache_dir) / "states" / self._fingerprint(tower)[:32]
-            if not folder.is_dir():
-                with published(folder) as new:
-                    shape = (int(self.store.offsets[-1]), self.encoder.hidden_size)
-                    check_room(new, 4 * shape[0] * shape[1])
-                    states = np.lib.format.open_memmap(new / "states.npy", "w+", np.dtype(np.float32), shape)
-                    self._compute(tower, states)
-                    states.flush()
-            self._kept[tower] = _Kept(self.encoder.resting, now, np.load(folder / "states.npy", mmap_mode="r"))
+            folder = cache_folder(cache_dir) / "states" / self._fingerprint(tower)
+            (states,) = kept_arrays(folder, ["states"], partial(self._write, tower))
+            self._kept[tower] = _Kept(self.encoder.resting, now, states)
 
     def __call__(self, side: Side, numbers: Tensor, texts: TextBatch) -> list[Tensor] | None:
         """Return the states of a batch's texts, one (u, L, H) tensor a bucket, padded with zeros.
@@ -110,7 +106,8 @@ class TextStates:
         rows = np.zeros(sum(map(len, texts.input_ids)), np.int64)
         rows[texts.position.cpu().numpy()] = numbers.cpu().numpy()
         ends = np.cumsum([len(ids) for ids in texts.input_ids])[:-1]
-        return [self._padded(kept, part).to(numbers.device) for part in np.split(rows, ends)]
+        weight = next(self.encoder.backbones[tower].parameters())
+        return [self._padded(kept, part).to(weight) for part in np.split(rows, ends)]
 
     def _padded(self, kept: _Kept, numbers: Ids) -> Tensor:
         lengths = self.store.lengths[numbers]
@@ -120,7 +117,10 @@ class TextStates:
         padded[mask] = kept.states[(self.store.offsets[numbers][:, None] + column)[mask]]
         return torch.from_numpy(padded)
 
-    def _compute(self, tower: str, states: NDArray[np.float32]) -> None:
+    def _write(self, tower: str, folder: Path) -> None:
+        shape = (int(self.store.offsets[-1]), self.encoder.hidden_size)
+        check_room(folder, 4 * shape[0] * shape[1])
+        states = np.lib.format.open_memmap(folder / "states.npy", "w+", np.dtype(np.float32), shape)
         numbers = np.arange(len(self.store))
         with tqdm(total=len(numbers), desc="run resting layers", unit="text", delay=3, leave=False) as bar:
             for chunk in self.store.chunks(numbers):
@@ -128,6 +128,7 @@ class TextStates:
                     column = np.arange(mask.shape[1])
                     states[(self.store.offsets[rows][:, None] + column)[mask]] = found[mask]
                 bar.update(len(chunk))
+        states.flush()
 
     @torch.no_grad()
     def _run(self, tower: str, numbers: Ids) -> list[tuple[Ids, NDArray[np.float32], NDArray[np.bool_]]]:
@@ -155,28 +156,50 @@ class TextStates:
     def _exact(self) -> bool:
         """Try it: vectors of a few texts through states, against those of the whole model."""
         some = np.unique(np.linspace(0, len(self.store) - 1, 8).astype(np.int64))
-        device, same = next(self.encoder.parameters()).device, []
+        weight = next(self.encoder.parameters())
+        device, same = weight.device, []
         with evaluating(self.encoder), torch.autocast(device.type, enabled=False):
             for tower in self.encoder.backbones:
                 side: Side = "item" if tower == "item" else "user"
                 texts = self.store.batch(some).to(device)
-                below = [torch.from_numpy(f).to(device) for _, f, _ in self._run(tower, some)]
+                below = [torch.from_numpy(f).to(weight) for _, f, _ in self._run(tower, some)]
                 whole, started = self.encoder.pooled(texts, side), self.encoder.pooled(texts, side, below)
                 same.append(torch.allclose(whole, started, rtol=_TOLERANCE, atol=_TOLERANCE))
         return all(same)
 
     def _fingerprint(self, tower: str) -> str:
         """Hash what the states depend on: texts, tokeniser, number of layers, and the weights that do not learn."""
-        encoder = self.encoder
-        backbone: Any = encoder.backbones[tower]
-        anatomy = encoder.anatomies[tower]
-        config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
-        digest = hashlib.sha256(f"{self.store.fingerprint} {encoder.resting} {config}".encode())
-        learning = {name for name, p in backbone.named_parameters() if p.requires_grad}
-        for name, value in backbone.state_dict().items():
-            if name not in learning and (anatomy.place(name) <= encoder.resting or encoder.resting == anatomy.depth):
-                digest.update(name.encode() + b"\0" + value.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        encoder, anatomy = self.encoder, self.encoder.anatomies[tower]
+        learning = {name for name, p in encoder.backbones[tower].named_parameters() if p.requires_grad}
+        return key_of(
+            encoder,
+            tower,
+            f"{self.store.fingerprint} {encoder.resting}",
+            lambda name: (
+                name not in learning and (anatomy.place(name) <= encoder.resting or encoder.resting == anatomy.depth)
+            ),
+        )
+
+
+def key_of(encoder: TextEncoder, tower: str, of: str, reads: Callable[[str], bool]) -> str:
+    """Name what a language model makes of texts: hash the texts, its options, weights, and what decides on rounding.
+
+    Args:
+        encoder: The text encoder.
+        tower: Which of its language models.
+        of: Names the texts and what is made of them.
+        reads: Whether it depends on the weight of a name.
+    """
+    backbone: Any = encoder.backbones[tower]
+    config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
+    kernel, device = backbone.config._attn_implementation, next(backbone.parameters()).device.type
+    rounding = f"{torch.__version__} {device} {torch.get_num_threads()} {kernel}"
+    digest = hashlib.sha256(f"{of} {config} {rounding}".encode())
+    for name, value in backbone.state_dict().items():
+        if reads(name):
+            digest.update(name.encode() + b"\0")
+            digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
 
 
 def check_room(folder: Path, size: int) -> None:

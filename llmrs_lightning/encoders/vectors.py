@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from llmrs_lightning.data.cache import cache_folder, published
+from llmrs_lightning.data.cache import cache_folder
 from llmrs_lightning.data.tokens import Ids, TokenStore
 from llmrs_lightning.encoders.projection import Whitening
-from llmrs_lightning.encoders.states import TextStates, check_room
+from llmrs_lightning.encoders.states import TextStates, check_room, key_of
 from llmrs_lightning.encoders.text import Side, TextEncoder
+from llmrs_lightning.files import replacing
 from llmrs_lightning.modules import Stamp, evaluating, stamp
 
-Reduce = Callable[[Tensor, str], Tensor]
+_log = logging.getLogger(__name__)
 
 
 class TextVectors:
@@ -85,49 +86,53 @@ class TextVectors:
         known[missing] = True
 
     def open(self, cache_dir: str | None = None) -> None:
-        """Take the vectors that `save` has kept of these weights and texts, made by as many threads, if there are any.
+        """Take the vectors that `save` has kept of these weights and texts, if there are any.
 
         Args:
             cache_dir: Where they are kept; None is the default cache.
         """
         for side in self._towers():
-            file = self._folder(side, cache_dir) / "vectors.npz"
-            if file.is_file():
-                device = next(self.encoder.parameters()).device
-                pooled, known = self._tower(side, device)
-                with np.load(file, allow_pickle=False) as kept:
-                    numbers = torch.from_numpy(kept["numbers"]).to(device)
-                    pooled[numbers] = torch.from_numpy(kept["pooled"]).to(pooled)
-                known[numbers] = True
+            self._take(side, self._file(side, cache_dir))
 
     def save(self, cache_dir: str | None = None) -> None:
-        """Keep on disk, float32, the vectors that are known, unless an equal call has.
+        """Keep on disk, float32, the vectors that are known, beside those that are there already.
 
         Args:
             cache_dir: Where they are kept; None is the default cache.
         """
         for side in self._towers():
-            folder = self._folder(side, cache_dir)
+            file = self._file(side, cache_dir)
+            there = self._take(side, file)
             pooled, known = self._tower(side, next(self.encoder.parameters()).device)
             numbers = known.nonzero().squeeze(1)
-            if len(numbers) and not folder.is_dir():
-                check_room(folder.parent, 4 * len(numbers) * pooled.shape[1])
-                with published(folder) as new:
-                    np.savez(new / "vectors.npz", numbers=numbers.cpu().numpy(), pooled=pooled[numbers].cpu().numpy())
+            if len(numbers) > there:
+                check_room(file.parent, 4 * len(numbers) * pooled.shape[1])
+                with replacing(file) as temporary, temporary.open("wb") as new:
+                    np.savez(new, numbers=numbers.cpu().numpy(), pooled=pooled[numbers].float().cpu().numpy())
+
+    def _take(self, side: Side, file: Path) -> int:
+        """Take the vectors in a file; return their number, 0 where it cannot be read."""
+        pooled, known = self._tower(side, next(self.encoder.parameters()).device)
+        if not file.is_file():
+            return 0
+        try:
+            with np.load(file, allow_pickle=False) as kept:
+                numbers, vectors = torch.from_numpy(kept["numbers"]), torch.from_numpy(kept["pooled"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            _log.warning("%s is damaged, so its texts are encoded again: %s", file, error)
+            return 0
+        new = ~known.cpu()[numbers]
+        places = numbers[new].to(pooled.device)
+        pooled[places], known[places] = vectors[new].to(pooled), True
+        return len(numbers)
 
     def _towers(self) -> list[Side]:
         return ["user", "item"] if self.encoder.towers == "separate" else ["user"]
 
-    def _folder(self, side: Side, cache_dir: str | None) -> Path:
-        encoder, tower = self.encoder, self.encoder.tower(side)
-        device = next(encoder.parameters()).device.type
-        backbone: Any = encoder.backbones[tower]
-        config = {k: v for k, v in backbone.config.to_dict().items() if k != "_name_or_path"}
-        made_by = f"{torch.__version__} {device} {torch.get_num_threads()}"  # other bits by others
-        digest = hashlib.sha256(f"{self.store.fingerprint} {encoder.pooling} {config} {made_by}".encode())
-        for name, value in backbone.state_dict().items():
-            digest.update(name.encode() + b"\0" + value.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return cache_folder(cache_dir) / "vectors" / digest.hexdigest()[:32]
+    def _file(self, side: Side, cache_dir: str | None) -> Path:
+        of = f"{self.store.fingerprint} {self.encoder.pooling}"
+        key = key_of(self.encoder, self.encoder.tower(side), of, lambda name: True)
+        return cache_folder(cache_dir) / "vectors" / f"{key}.npz"
 
     def fit(self, numbers: Mapping[Side, Tensor]) -> None:
         """Fit whitenings to the texts of the training rows, unless a checkpoint has brought them.
@@ -148,7 +153,8 @@ class TextVectors:
         now = stamp(self.encoder.backbones[tower], *pooler)
         if self._kept.get(tower, (None,))[0] != now:
             with torch.inference_mode(False):  # what an evaluation makes, training may go on with
-                pooled = torch.zeros(len(self.store), self.encoder.pooled_size, device=device)
+                dtype = next(self.encoder.backbones[tower].parameters()).dtype
+                pooled = torch.zeros(len(self.store), self.encoder.pooled_size, device=device, dtype=dtype)
                 self._kept[tower] = (now, pooled, torch.zeros(len(self.store), dtype=torch.bool, device=device))
         return self._kept[tower][1:]
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.files import replacing
 from llmrs_lightning.lab.groups import group_runs
 from llmrs_lightning.lab.leaderboard import build
 from llmrs_lightning.lab.report import page
@@ -14,7 +15,6 @@ from llmrs_lightning.lab.runs import find_runs
 from llmrs_lightning.lab.systems import pick_metrics, pick_systems, systems_of
 from llmrs_lightning.lab.tables import caption, comma_separated, latex, markdown, terminal
 from llmrs_lightning.training.report import show
-from llmrs_lightning.training.rundir import replacing
 
 _SAMPLES = 10_000
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, listing
+from llmrs_lightning.files import replacing
 from llmrs_lightning.lab.trials import Trial, resolve
-from llmrs_lightning.training.rundir import CONFIG, METRICS, PER_GROUP, PREDICTIONS, SLICES, RunDirectory, replacing
+from llmrs_lightning.training.rundir import CONFIG, METRICS, PER_GROUP, PREDICTIONS, SLICES, RunDirectory
 
 STATE, LOCK = "sweep.json", "sweep.lock"
 TAIL = 20

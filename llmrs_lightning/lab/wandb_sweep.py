@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.files import replacing
 from llmrs_lightning.lab.sweep_spec import Dimension, Sweep
 from llmrs_lightning.lab.trials import Trial, resolve, seed_options, word
 from llmrs_lightning.training.evaluation import MONITOR
-from llmrs_lightning.training.rundir import replacing
 
 FILE, CONFIGS = "wandb-sweep.yaml", "wandb-configs"
 

@@ -10,6 +10,7 @@ from pytorch_lightning.utilities.memory import garbage_collection_cuda
 from pytorch_lightning.utilities.seed import isolate_rng
 
 from llmrs_lightning.data.datamodule import RecDataModule
+from llmrs_lightning.encoders.delayed import DelayedVectors
 from llmrs_lightning.encoders.tuning import EVER
 from llmrs_lightning.errors import ConfigError, is_out_of_memory
 from llmrs_lightning.training.config import RecCLI
@@ -26,8 +27,9 @@ def settle(cli: RecCLI, module: JointRecommender, data: RecDataModule) -> int | 
     """Look for a batch that fits, if that is asked for, and write its size into configuration and data.
 
     A copy of the model trains two steps with each size, with all weights that will ever learn, since the second step
-    finds the optimiser's state in memory; its batches are the first of the first epoch, which are as random as any.
-    Model, data and generators of random numbers are left as they were, so that the run is that of the number found.
+    finds the optimiser's state in memory; or two delayed updates. Its batches are the first of the first epoch, which
+    are as random as any. Model, data and generators of random numbers are left as they were, so that the run is that of
+    the number found.
 
     Returns:
         The size; None if none was to be found.
@@ -38,7 +40,8 @@ def settle(cli: RecCLI, module: JointRecommender, data: RecDataModule) -> int | 
     if data.batch_size != AUTO:
         return None
     trial = _copy(module)
-    trainer = _trainer(cli)
+    steps = 2 * (1 if module.delay is None else module.delay.update_every)
+    trainer = _trainer(cli, steps)
     if trainer.world_size > 1:
         raise ConfigError(
             "a batch is that of all processes together, and its size is looked for by one",
@@ -49,7 +52,7 @@ def settle(cli: RecCLI, module: JointRecommender, data: RecDataModule) -> int | 
     data.batch_size, workers, data.num_workers = _LARGEST, data.num_workers, 0
     rows = min(_LARGEST, len(data.train_dataloader().dataset))  # type: ignore[arg-type]
     with isolate_rng():
-        while (failure := _attempt(cli, trial, data, rows)) is not None:
+        while (failure := _attempt(cli, trial, data, rows, steps)) is not None:
             _log.info("a step of %s rows does not fit: %s", f"{rows:,}", failure)
             if rows == 1:
                 raise ConfigError(
@@ -74,19 +77,21 @@ def _copy(module: JointRecommender) -> JointRecommender:
     return trial
 
 
-def _trainer(cli: RecCLI) -> pl.Trainer:
-    """Make a trainer of two steps that leaves nothing behind."""
-    options = {**cli.config_init["trainer"], "max_steps": 2, "max_epochs": -1, "limit_train_batches": 1.0}
+def _trainer(cli: RecCLI, steps: int) -> pl.Trainer:
+    """Make a trainer of a few steps that leaves nothing behind."""
+    options = {**cli.config_init["trainer"], "max_steps": steps, "max_epochs": -1, "limit_train_batches": 1.0}
     options |= dict.fromkeys(("limit_val_batches", "overfit_batches", "reload_dataloaders_every_n_epochs"), 0)
     options |= dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "fast_dev_run"), False)
     options |= dict.fromkeys(("callbacks", "max_time", "min_steps", "min_epochs", "profiler"))
     return pl.Trainer(**options | {"accumulate_grad_batches": 1})
 
 
-def _attempt(cli: RecCLI, trial: JointRecommender, data: RecDataModule, rows: int) -> str | None:
+def _attempt(cli: RecCLI, trial: JointRecommender, data: RecDataModule, rows: int, steps: int) -> str | None:
     """Try a size; return None if it fits, else what the allocator says."""
-    data.batch_size, trainer = rows, _trainer(cli)
+    data.batch_size, trainer = rows, _trainer(cli, steps)
     failure = None
+    if trial.delayed is not None:  # without the texts that wait since the attempt before
+        trial.delayed = DelayedVectors(trial.text_vectors, trial.delayed.delay)
     try:
         with bounded(trainer.strategy.root_device, _SHARE):
             trainer.fit(trial, datamodule=data)

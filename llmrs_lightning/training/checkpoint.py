@@ -13,7 +13,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 
 from llmrs_lightning.errors import DataError, is_lost_worker, is_out_of_memory
-from llmrs_lightning.training.rundir import replacing
+from llmrs_lightning.files import replacing
 
 _log = logging.getLogger(__name__)
 

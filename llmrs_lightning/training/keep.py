@@ -167,6 +167,8 @@ class KeepState(Checkpoint):
         """Take back what has to be there before the first batch is fetched."""
         self._resumed, data = checkpoint[_STATE], _data(trainer)
         data.done = tuple(self._resumed["done"])
+        if trainer.train_dataloader is not None:  # FSDP reads states when it has asked for the loaders already
+            trainer.train_dataloader.sampler.resume(*data.done)
         if data.negatives is not None:
             data.negatives.load_state(self._resumed["negatives"])
         delayed = cast(JointRecommender, pl_module).delayed

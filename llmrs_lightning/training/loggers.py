@@ -16,8 +16,8 @@ from lightning_fabric.loggers.logger import _DummyExperiment
 from pytorch_lightning.loggers import CSVLogger, WandbLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
+from llmrs_lightning.files import replacing
 from llmrs_lightning.training.evaluation import LOWER_IS_BETTER
-from llmrs_lightning.training.rundir import replacing
 
 _log = logging.getLogger(__name__)
 _HOST = "api.wandb.ai"

@@ -271,9 +271,12 @@ class JointRecommender(pl.LightningModule):
     @property
     def encoder_learns(self) -> bool:
         """Whether the language model is trained in this epoch."""
+        return self._learns_in(self.current_epoch)
+
+    def _learns_in(self, epoch: int) -> bool:
         if self.encoder is None or isinstance(self.encoder.tuning, Frozen):
             return False
-        return self.current_epoch >= self.frozen_epochs
+        return epoch >= self.frozen_epochs
 
     def make_side(self, side: SideName, batch: SideBatch, past_items: Side | None = None) -> Side:
         """Encode what the data know of users (or items); `past_items` are the K items of the users' pasts."""
@@ -434,7 +437,8 @@ class JointRecommender(pl.LightningModule):
         """Fit what is fitted to the training texts and pairs rather than learned."""
         data = self._data
         if self.encoder is not None:
-            if not self.encoder_learns and not self.encoder.learns_pooling:
+            # of a resumed run the trainer does not know the epoch yet
+            if not self._learns_in(data.done[0]) and not self.encoder.learns_pooling:
                 self._encode_all(data)
             horizon, train = data.horizon("train"), data.spec.train
             texts = {side: horizon.side(side, np.unique(getattr(train, side)), tokens=False).text_ids for side in SIDES}

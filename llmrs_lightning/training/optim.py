@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -126,9 +126,10 @@ class Optimization:
         groups = self.groups(module, encoders, factors)
         if not groups:
             raise ConfigError("nothing is left to train", where="model", fix="unfreeze the encoder or add a scorer")
-        fused = fused and all(p.is_cuda for g in groups for p in g["params"])  # type: ignore[attr-defined]
+        fused = fused and _on_gpu(groups)
         factory = torch.optim.AdamW if self.name == "adamw" else torch.optim.Adam
         optimizer = factory(groups, fused=fused)
+        optimizer.register_step_post_hook(_mark_written)
         schedules = [
             self._factor(total_steps, steps_per_epoch, encoder_start if str(g["name"]).startswith("encoder") else 0)
             for g in groups
@@ -152,3 +153,13 @@ class Optimization:
             return 1 - progress if self.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
 
         return factor
+
+
+def _on_gpu(groups: list[dict[str, object]]) -> bool:
+    return all(p.is_cuda for g in groups for p in cast(list[nn.Parameter], g["params"]))
+
+
+def _mark_written(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Raise the version counters of what has learned, which fused kernels leave alone and kept vectors go by."""
+    written = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+    torch.autograd.graph.increment_version(written)

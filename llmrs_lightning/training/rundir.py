@@ -9,8 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +25,7 @@ import pyarrow.parquet as pq
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from llmrs_lightning.errors import ConfigError, DataError, listing
+from llmrs_lightning.files import PART, replacing
 
 CONFIG, METRICS, ENVIRONMENT, SPLIT = "config.yaml", "metrics.json", "env.json", "split.npz"
 PREDICTIONS, PER_GROUP, SLICES = "predictions.parquet", "per_group.parquet", "slices.parquet"
@@ -34,7 +34,6 @@ FUSION_PAIRS, FUSION_LISTS, TEST_LISTS, USERS, ITEMS = (
     f"{TABLES}/{name}.parquet" for name in ("fusion_pairs", "fusion_lists", "test_lists", "users", "items")
 )
 _PACKAGES = ("llmrs_lightning", "pytorch-lightning", "torch", "transformers", "torchmetrics", "datasets", "numpy")
-PART = ".part"  # of names of files that are being written
 _HELD = ".held"
 
 
@@ -209,33 +208,6 @@ class RunDirectory:
         """Write a parquet file whole or not at all."""
         with replacing(self.path / name) as temporary:
             pq.write_table(table, temporary)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file that takes the place of `path` at the end, and is removed if something fails.
-
-    What is at `path` is the old file or the new one, also after the machine has lost its power.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    try:
-        yield temporary
-        _sync(temporary)
-        os.replace(temporary, path)
-        _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written to a file, or which files are in a folder."""
-    if path.is_dir() and os.name != "posix":
-        return  # Windows opens no folders
-    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _rank() -> int:

@@ -154,8 +154,8 @@ def test_an_equal_call_finds_the_states_and_no_other_does(built, small, tmp_path
             if parameter.requires_grad:
                 parameter.add_(0.1)  # what learns does not matter
     computed = []
-    real = TextStates._compute
-    monkeypatch.setattr(TextStates, "_compute", lambda *args: (computed.append(args), real(*args)))
+    real = TextStates._write
+    monkeypatch.setattr(TextStates, "_write", lambda *args: (computed.append(args), real(*args)))
     again.prepare(str(tmp_path))
     assert not computed
     again.prepare(str(tmp_path))
@@ -170,6 +170,31 @@ def test_an_equal_call_finds_the_states_and_no_other_does(built, small, tmp_path
         other.prepare(str(tmp_path))
         assert len(computed) == 1, change
         computed.clear()
+
+
+def test_damaged_states_are_made_again(built, tmp_path, caplog):
+    _, _, states = built(tuning=LastLayers(1))
+    states.prepare(str(tmp_path))
+    (file,) = (tmp_path / "states").glob("*/states.npy")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    _, _, again = built(tuning=LastLayers(1))
+    again.prepare(str(tmp_path))
+    assert f"{file.parent} is damaged" in caplog.text
+    assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("what", ["threads", "kernel"])
+def test_states_that_round_differently_are_others(what, built, tmp_path, monkeypatch):
+    encoder, _, states = built(tuning=LastLayers(1))
+    states.prepare(str(tmp_path))
+    encoder, _, other = built(tuning=LastLayers(1))
+    if what == "threads":
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    else:
+        encoder.backbones["both"].set_attn_implementation("eager")
+    other.prepare(str(tmp_path))
+    assert len(list((tmp_path / "states").iterdir())) == 2
 
 
 def test_states_of_other_weights_are_never_used(built, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partialmethod
 from threading import Barrier
@@ -12,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from llmrs_lightning.data.tokens import TokenStore
+from llmrs_lightning.data.tokens import Ids, TokenStore
 from llmrs_lightning.encoders import TextEncoder, TextVectors
+from llmrs_lightning.encoders.text import Side
 from tests.encoders.conftest import TEXTS
 
 
@@ -60,32 +62,68 @@ def test_processes_part_the_texts_among_them(small, tmp_path, monkeypatch, size:
     assert np.sort(np.concatenate(encoded)).tolist() == numbers.tolist()
 
 
+class Counted(TextVectors):
+    """Vectors that remember which texts they have encoded."""
+
+    def __init__(self, encoder: TextEncoder, store: TokenStore) -> None:
+        super().__init__(encoder, store)
+        self.encoded: list[int] = []
+
+    def _encode(self, side: Side, chunks: Sequence[Ids], pooled: torch.Tensor) -> None:
+        self.encoded += np.concatenate(chunks).tolist()
+        super()._encode(side, chunks, pooled)
+
+
+@pytest.fixture
+def built(small, tmp_path) -> Callable[[str], tuple[TextEncoder, TokenStore]]:
+    def build(towers: str) -> tuple[TextEncoder, TokenStore]:
+        torch.manual_seed(0)
+        encoder = TextEncoder(small("bert"), projection=5, towers=towers)
+        encoder.build()
+        return encoder.eval(), TokenStore.build(TEXTS, small("bert"), 40, str(tmp_path))
+
+    return build
+
+
 @pytest.mark.parametrize("towers", ["shared", "separate"])
-def test_vectors_that_were_kept_are_not_computed_again(small, tmp_path, towers) -> None:
-    name = small("bert")
-    store = TokenStore.build(TEXTS, name, 40, str(tmp_path))
-    encoder = TextEncoder(name, projection=5, towers=towers)
-    encoder.build()
-    numbers = torch.arange(3)
-    first = TextVectors(encoder.eval(), store)
-    expected = {side: first.pooled(side, numbers) for side in ("user", "item")}
+def test_vectors_that_were_kept_are_not_computed_again(built, tmp_path, towers) -> None:
+    encoder, store = built(towers)
+    asked = {"user": torch.arange(3), "item": torch.arange(1, 4)}
+    first = Counted(encoder, store)
+    expected = {side: first.pooled(side, numbers) for side, numbers in asked.items()}
     first.save(str(tmp_path))
-
-    def opened(encoder: TextEncoder) -> tuple[TextVectors, list[int]]:
-        vectors, encoded = TextVectors(encoder, store), []
-        encode = vectors._encode
-        vectors._encode = lambda side, chunks, pooled: (encoded.extend(chunks), encode(side, chunks, pooled))
-        vectors.open(str(tmp_path))
-        return vectors, encoded
-
-    again, encoded = opened(encoder)
+    again = Counted(encoder, store)
+    again.open(str(tmp_path))
     for side, found in expected.items():
-        assert torch.equal(again.pooled(side, numbers), found)
-    assert not encoded
-    again.pooled("item", numbers + 1)
-    assert len(encoded) == 1  # of the text that was not kept
+        assert torch.equal(again.pooled(side, asked[side]), found)
+    assert again.encoded == []
+    again.pooled("item", torch.arange(2, 6))
+    assert sorted(again.encoded) == [4, 5]
+    again.save(str(tmp_path))  # more than there was
+    third = Counted(encoder, store)
+    third.open(str(tmp_path))
+    third.pooled("item", torch.arange(1, 6))
+    assert third.encoded == []
     with torch.no_grad():
         next(encoder.backbones.parameters()).add_(0.1)
-    others, encoded = opened(encoder)
-    assert not torch.equal(others.pooled("user", numbers), expected["user"])
-    assert encoded
+    others = Counted(encoder, store)
+    others.open(str(tmp_path))
+    assert not torch.equal(others.pooled("user", asked["user"]), expected["user"])
+    assert others.encoded == [0, 1, 2]
+
+
+def test_a_damaged_file_is_written_again(built, tmp_path, caplog) -> None:
+    encoder, store = built("shared")
+    first, numbers = Counted(encoder, store), torch.arange(3)
+    first.pooled("user", numbers)
+    first.save(str(tmp_path))
+    (file,) = (tmp_path / "vectors").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-50])
+    again = Counted(encoder, store)
+    again.open(str(tmp_path))
+    assert f"{file} is damaged" in caplog.text
+    again.pooled("user", numbers)
+    assert again.encoded == [0, 1, 2]
+    again.save(str(tmp_path))
+    assert file.stat().st_size == len(whole)

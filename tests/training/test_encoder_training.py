@@ -91,6 +91,24 @@ def test_training_over_kept_states_is_training_without(
         torch.testing.assert_close(results[1][0][name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        {"tuning": Frozen()},
+        {"tuning": Frozen(), "pooling": "attention"},
+        {"tuning": LastLayers(1)},
+        {"tuning": LastLayers(1), "cache_states": False},
+    ],
+)
+def test_weights_of_half_precision_read_what_was_kept(tiny_bert: str, tmp_path: Path, encoder: dict[str, Any]) -> None:
+    for _ in range(2):  # the second time out of the cache
+        module = make_module(tiny_bert, encoder)
+        fit(module, make_data(tiny_bert, cache_dir=str(tmp_path)), tmp_path, precision="bf16-true", max_epochs=1)
+        assert module.encoder is not None
+        assert next(module.encoder.parameters()).dtype == torch.bfloat16
+        assert module.results["val"]["fused"]["auc"] > 0.5
+
+
 def test_layers_join_epoch_by_epoch_after_the_warm_start(tiny_bert: str, tmp_path: Path) -> None:
     module, data = make_module(tiny_bert, {"tuning": GradualUnfreezing()}, frozen_epochs=1), make_data(tiny_bert)
     moved: list[set[int]] = []
@@ -235,8 +253,8 @@ def test_two_processes_learn_what_one_learns(tiny_bert: str, tmp_path: Path, enc
 
 def test_states_are_computed_once_a_fit(tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed = []
-    real = TextStates._compute
-    monkeypatch.setattr(TextStates, "_compute", lambda *args: (computed.append(1), real(*args)))
+    real = TextStates._write
+    monkeypatch.setattr(TextStates, "_write", lambda *args: (computed.append(1), real(*args)))
     for _ in range(2):
         fit(make_module(tiny_bert, {"tuning": LastLayers(1)}), make_data(tiny_bert, cache_dir=str(tmp_path)), tmp_path)
     assert len(computed) == 1

@@ -13,6 +13,7 @@ import yaml
 from training.resuming import left_by, run, write_config
 
 from llmrs_lightning.cli import main
+from llmrs_lightning.encoders import TextVectors
 from llmrs_lightning.errors import fault, is_out_of_memory
 from llmrs_lightning.training import batch_size
 from llmrs_lightning.training.memory import bounded, free_memory
@@ -155,6 +156,25 @@ def test_a_run_of_auto_is_that_of_the_number_it_finds(
         assert run([*words, "--run.id", "on", "--resume", "auto"], more_than(rows - 1)) == 2
         assert run([*words, "--run.id", "on", "--resume", "auto"], output=tmp_path / "output") == 0
         assert "goes on from" in (tmp_path / "output").read_text()
+
+
+def test_auto_tries_the_step_in_which_a_delayed_language_model_learns(config: Path, tmp_path: Path) -> None:
+    """It encodes the texts of all steps before it."""
+
+    def prepare() -> None:
+        real = TextVectors.learning
+
+        def instead(self: TextVectors, side: Any, numbers: torch.Tensor) -> torch.Tensor:
+            if len(numbers) > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return real(self, side, numbers)
+
+        TextVectors.learning = instead  # type: ignore[method-assign]
+
+    words = auto(config, "--model.frozen_epochs", 0, "--model.delay", '{"update_every": 4}', "--run.id", "one")
+    assert run(words, prepare, tmp_path / "output") == 0, (tmp_path / "output").read_text()
+    options = yaml.safe_load((tmp_path / "runs" / "killed" / "one" / "config.yaml").read_text())
+    assert 1 <= options["data"]["batch_size"] < 10
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from llmrs_lightning.features import BehaviourFeatures
 from llmrs_lightning.fusion import WeightedAverage
 from llmrs_lightning.scorers import AttentionScorer, DNNScorer, MFScorer, SemanticScorer
 from llmrs_lightning.scorers.events import EventOptions
+from llmrs_lightning.training import optim
 from llmrs_lightning.training.callbacks import StopEarly
 from llmrs_lightning.training.evaluation import MONITOR
 from llmrs_lightning.training.losses import BinaryCrossEntropy, OrderedLogit, Truth
@@ -167,7 +168,11 @@ def test_patience_counts_from_the_first_epoch_in_which_the_language_model_learns
     assert running.current_epoch == epochs
 
 
-def test_evaluation_never_uses_vectors_of_older_weights(tiny_bert: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fused", [False, True])
+def test_evaluation_never_uses_vectors_of_older_weights(
+    fused: bool, tiny_bert: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: fused)
     module, data = built(tiny_bert)
     run = trainer(tmp_path, max_epochs=2)
     run.fit(module, data)

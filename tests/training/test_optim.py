@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 from llmrs_lightning.errors import ConfigError
+from llmrs_lightning.modules import stamp
+from llmrs_lightning.training import optim
 from llmrs_lightning.training.optim import Optimization
 
 
@@ -207,3 +209,17 @@ def test_a_constant_rate_needs_no_end():
     encoder, head = run(settings(schedule="constant", warmup=0.0), total=math.inf, encoder_start=3)
     assert set(head) == {1.0}
     assert encoder[:5] == [0.0, 0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_has_learned_is_known_to_have_changed(fused, monkeypatch):
+    monkeypatch.setattr(optim, "_on_gpu", lambda groups: True)
+    model = Model()
+    optimizer, _ = settings(warmup=0.0).build(model, [model.encoder], 10, 5, fused=fused)
+    assert optimizer.defaults["fused"] is fused
+    before = stamp(model.encoder)
+    assert stamp(model.encoder) == before
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert stamp(model.encoder) != before

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pytorch_lightning.strategies import SingleDeviceStrategy
 from training.resuming import kill_after, kill_at, left_by, run, start, wait, write_config
 
 from llmrs_lightning import commands
@@ -98,6 +99,25 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(
     for what, expected in whole.items():
         assert left[what] == expected, what
     assert len(list((path / "checkpoints").iterdir())) == 2  # the best and its checksum
+
+
+def test_a_state_that_is_read_when_the_loaders_are_there_already(
+    config: Path, folder: Path, whole: dict[str, Any]
+) -> None:
+    """As with FSDP, whose weights can be restored only when they have been shared out."""
+
+    def later() -> None:
+        SingleDeviceStrategy.restore_checkpoint_after_setup = property(lambda self: True)  # type: ignore[method-assign, assignment]
+
+    def killed() -> None:
+        later()
+        kill_at(JointRecommender, "training_step", 4)()
+
+    path = folder / "runs" / "killed" / "later"
+    assert run(["fit", "--config", config, "--run.id", "later"], killed) == -9
+    assert states(path) == ["last-step2.ckpt"]
+    assert run(["fit", "--resume", path], later) == 0
+    assert left_by(path) == whole
 
 
 @pytest.mark.slow

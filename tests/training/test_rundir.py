@@ -13,7 +13,8 @@ import pytest
 from lightning_fabric.utilities.rank_zero import rank_zero_only
 
 from llmrs_lightning.errors import ConfigError, DataError
-from llmrs_lightning.training.rundir import RunDirectory, environment, replacing
+from llmrs_lightning.files import replacing
+from llmrs_lightning.training.rundir import RunDirectory, environment
 
 
 @pytest.fixture(autouse=True)
