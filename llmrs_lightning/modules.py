@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
@@ -17,8 +17,17 @@ def stamp(*parts: nn.Module, resting: bool = False) -> Stamp:
         parts: The modules.
         resting: Look only at parameters that do not learn.
     """
-    parameters = (p for part in parts for p in part.parameters() if not (resting and p.requires_grad))
+    parameters = (p for p in _parameters(parts) if not (resting and p.requires_grad))
     return hash(tuple((id(p), p._version, p.device) for p in parameters))
+
+
+def _parameters(parts: Iterable[nn.Module]) -> Iterator[nn.Parameter]:
+    """Yield parameters, those that are shared more than once; torch's own walk is slow for one that each list takes."""
+    waiting = list(parts)
+    while waiting:
+        part = waiting.pop()
+        yield from (p for p in part._parameters.values() if p is not None)
+        waiting.extend(child for child in part._modules.values() if child is not None)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor
 from llmrs_lightning.errors import ConfigError, DataError
 
 _GROUP = 8
+_CACHED = 2**18  # scores
 RANKING_METRICS = ("ndcg", "recall", "hit", "mrr", "map")
 
 
@@ -68,7 +69,7 @@ def ranking_metrics(
         ConfigError: If `ks` cannot be used.
         DataError: If shapes or dtypes do not fit, or the score of a candidate is NaN.
     """
-    return ranking_metrics_and_found(scores, relevant, ks, candidates)[0]
+    return _ranked(scores, relevant, ks, candidates)[0]
 
 
 class Found(NamedTuple):
@@ -99,24 +100,15 @@ def ranking_metrics_and_found(
     Returns:
         The metrics, (U,) each, and the relevant candidates.
     """
-    names = ranking_metric_names(ks)
-    _require_mask(relevant, "relevant", scores)
-    if candidates is not None:
-        _require_mask(candidates, "candidates", scores)
-        relevant = relevant & candidates
-    row, item = _places(relevant)
+    values, row, item, top, block = _ranked(scores, relevant, ks, candidates)
     if scores.numel() == 0:
-        values = {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
         return values, Found(row, item, scores.new_zeros(len(ks), 0, dtype=torch.float64))
-
-    top, block = _rank(scores.detach(), relevant, max(ks), candidates)
-    num_relevant = torch.bincount(row, minlength=len(scores))
     last = torch.tensor([min(k, top.shape[1]) for k in ks], device=scores.device).unsqueeze(1) - 1
     edge, score = top[row, last], scores.detach()[row, item]
     # of the block of ties that position k lies in, as many are in the top k as it has places there
     places = (last + 1 - block.start[row, last]).double() / block.size[row, last].clamp_min(1)
     chance = torch.where(score > edge, 1.0, torch.where(score == edge, places.clamp_max(1), 0.0))
-    return metrics_of_ties(block, num_relevant, ks), Found(row, item, chance)
+    return values, Found(row, item, chance)
 
 
 class TieBlocks(NamedTuple):
@@ -175,6 +167,25 @@ def metrics_of_ties(block: TieBlocks, num_relevant: Tensor, ks: Sequence[int]) -
     return {name: values[name].masked_fill(~defined, torch.nan) for name in ranking_metric_names(ks)}
 
 
+def _ranked(
+    scores: Tensor, relevant: Tensor, ks: Sequence[int], candidates: Tensor | None
+) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, TieBlocks]:
+    """Return the metrics, row and item of what is relevant, and scores and tie blocks of the first positions."""
+    names = ranking_metric_names(ks)
+    _require_mask(relevant, "relevant", scores)
+    if candidates is not None:
+        _require_mask(candidates, "candidates", scores)
+        relevant = relevant & candidates
+    row, item = _places(relevant)
+    if scores.numel() == 0:
+        nothing = row.new_zeros(len(scores), 0)
+        values = {name: scores.new_full(scores.shape[:1], torch.nan, dtype=torch.float64) for name in names}
+        return values, row, item, scores, TieBlocks(nothing, nothing, nothing, nothing)
+    top, block = _rank(scores.detach(), relevant, max(ks), candidates)
+    num_relevant = torch.bincount(row, minlength=len(scores))
+    return metrics_of_ties(block, num_relevant, ks), row, item, top, block
+
+
 def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | None) -> tuple[Tensor, TieBlocks]:
     """Find scores and tie blocks of the first `depth` positions."""
     if not scores.is_floating_point():
@@ -219,18 +230,26 @@ def _rank(scores: Tensor, relevant: Tensor, depth: int, candidates: Tensor | Non
 def _highest(scores: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """Return the `depth` highest scores of each row, NaN first, and their places, (U, depth) each.
 
-    They lie in groups of neighbours whose highest score is among the highest of all groups, so that most of a long row
+    They lie in groups of items whose highest score is among the highest of all groups, so that most of a long row
     is only looked at for these.
     """
     groups = scores.shape[1] // _GROUP
     if groups < 4 * depth:
         top = scores.topk(depth, dim=1)
         return top.values, top.indices
+    rows = max(_CACHED // scores.shape[1], 1)
+    parts = [_highest_of_groups(part, depth, groups) for part in torch.split(scores, rows)]
+    return torch.cat([values for values, _ in parts]), torch.cat([places for _, places in parts])
+
+
+def _highest_of_groups(scores: Tensor, depth: int, groups: int) -> tuple[Tensor, Tensor]:
+    """Do that for rows that a processor's cache holds; members of a group lie `groups` places apart."""
     grouped = groups * _GROUP
-    best = scores[:, :grouped].reshape(len(scores), groups, _GROUP).amax(2).topk(depth, dim=1).indices
-    within = torch.arange(_GROUP, device=scores.device)
+    highest = torch.unflatten(scores[:, :grouped], 1, (_GROUP, groups)).amax(1)
+    best = highest.topk(depth, dim=1, sorted=False).indices
+    near = (best.unsqueeze(2) + groups * torch.arange(_GROUP, device=scores.device)).flatten(1)
     rest = torch.arange(grouped, scores.shape[1], device=scores.device).expand(len(scores), -1)
-    places = torch.cat([(best.unsqueeze(2) * _GROUP + within).flatten(1), rest], 1)
+    places = torch.cat([near, rest], 1)
     top = scores.gather(1, places).topk(depth, dim=1)
     return top.values, places.gather(1, top.indices)
 

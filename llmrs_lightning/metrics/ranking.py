@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from llmrs_lightning.errors import ConfigError, DataError
-from llmrs_lightning.metrics.functional import ranking_metric_names, ranking_metrics_and_found
+from llmrs_lightning.metrics.functional import ranking_metric_names, ranking_metrics, ranking_metrics_and_found
 
 
 class RankingMetrics(Metric):
@@ -96,15 +96,17 @@ class RankingMetrics(Metric):
                 allowed=f"0 to {self.num_groups - 1}",
                 fix="number the groups over the whole data set, not per split or process",
             )
-        rows, found = ranking_metrics_and_found(scores, relevant, self.ks, candidates)
+        if self.num_items is None:
+            rows = ranking_metrics(scores, relevant, self.ks, candidates)
+        else:
+            rows, found = ranking_metrics_and_found(scores, relevant, self.ks, candidates)
+            self.found.index_add_(1, found.item, found.chance)
+            self.sought.index_add_(0, found.item, torch.ones_like(found.item))
         values = torch.stack([rows[name] for name in self.names])
         evaluated = ~values[0].isnan()
         groups = groups[evaluated]
         self.values.index_add_(1, groups, values[:, evaluated])
         self.counts.index_add_(0, groups, torch.ones_like(groups))
-        if self.num_items is not None:
-            self.found.index_add_(1, found.item, found.chance)
-            self.sought.index_add_(0, found.item, torch.ones_like(found.item))
 
     def compute(self) -> dict[str, Tensor]:
         """Average over the evaluated groups of all processes.

@@ -170,22 +170,26 @@ class Ranking:
         return found
 
     def _best(
-        self, users: Side, items: Catalogue, allowed: Tensor, request: Request, places: Tensor | None = None
+        self, users: Side, items: Catalogue, allowed: Tensor, request: Request, stand: Tensor | None = None
     ) -> list[tuple[Ids, Tensor]]:
-        """Return places of the best of `items`, which stand at `places` in the stock, and their scores, for each user.
+        """Return places of the best of `items`, which `stand` at places in the stock, and their scores, for each user.
 
         Scores are (n, 1 + M), fused and of each member.
         """
         members, fused = items.grid(self.module, users)
-        scores = self.module.loss.score(fused).cpu()
-        by_member = self.module.loss.score(members).cpu()
+        score = self.module.loss.score
+        scores = score(fused).cpu()
         keys, order = request.keys, self.stock.lookup.order
-        if places is not None:
-            keys, order = None if keys is None else keys[places], order[places]
+        if stand is not None:
+            keys, order = None if keys is None else keys[stand], order[stand]
         if request.min_score is not None:
             allowed = allowed & (scores >= request.min_score)
         best = top_k(scores, request.k, allowed, keys, order)
-        return [(b.numpy(), torch.cat([scores[i, b, None], by_member[i, b]], 1)) for i, b in enumerate(best)]
+        found = []
+        for i, places in enumerate(best):
+            by_member = score(members[i, places.to(members.device)]).cpu()
+            found.append((places.numpy(), torch.cat([scores[i, places, None], by_member], 1)))
+        return found
 
     def table(self, rows: Sequence[Found], asked: str = USER, found: str = ITEM, width: int | None = None) -> pa.Table:
         """Return lists as a table.
