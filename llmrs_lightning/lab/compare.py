@@ -27,6 +27,7 @@ def compare(args: Sequence[str]) -> None:
     }
     _check(outputs, known.samples)
     found = find_runs(known.runs)
+    section = None if known.into is None else _section(known.into)
     groups, warnings = group_runs(found.runs)
     systems = pick_systems(systems_of(groups), known.systems)
     metrics = pick_metrics(systems, known.metrics)
@@ -47,7 +48,6 @@ def compare(args: Sequence[str]) -> None:
         "--csv": lambda: comma_separated(board),
         "--latex": lambda: latex(board, title),
     }
-    section = None if known.into is None else _section(known.into)
     show("", terminal(board), caption(board), *(f"note: {warning}" for warning in board.warnings))
     for option, path in outputs.items():
         _write(option, path, writers[option]())
@@ -64,7 +64,7 @@ def _section(into: str) -> tuple[str, str, Path]:
     path, opening, closing = Path(name), f"<!-- table: {section} -->", "<!-- end of table -->"
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError("the file cannot be read", where=f"--into {into}", found=str(error)) from error
     before, found, rest = text.partition(opening)
     _, closed, after = rest.partition(closing)

@@ -24,8 +24,8 @@ from llmrs_lightning.lab.score_runs import read_runs
 from llmrs_lightning.lab.score_tables import BESIDE, PARTS, Tables
 from llmrs_lightning.training.loggers import WandbMode
 from llmrs_lightning.training.report import results_table, show
+from llmrs_lightning.training.rundir import CONFIG, ENVIRONMENT, METRICS, PER_GROUP, PREDICTIONS, RunDirectory
 from llmrs_lightning.training.rundir import FUSIONS as FOLDER
-from llmrs_lightning.training.rundir import METRICS, PER_GROUP, PREDICTIONS, RunDirectory
 
 _SHOWN_USERS, _SHOWN_ITEMS = 20, 10
 
@@ -47,8 +47,10 @@ def write(folder: Path, tables: Tables, fused: Mapping[str, Fused], results: Map
         columns = columns if pairs.row is None else {"row": pairs.row} | columns
         columns |= {} if pairs.rating is None else {RATING: pairs.rating}
         for name, made in fused.items():
-            for column, values in ((name, made.pairs), *((f"{name}_{w}", getattr(made, w)) for w in BESIDE)):
-                columns |= {} if values is None else {column: values.astype(np.float32)}
+            columns |= {} if made.pairs is None else {name: made.pairs}  # whole: averages may be of any scale
+            for beside in BESIDE:
+                values = getattr(made, beside)
+                columns |= {} if values is None else {f"{name}_{beside}": values.astype(np.float32)}
         run.write_table(PREDICTIONS, pa.table(columns))
     else:
         (folder / PREDICTIONS).unlink(missing_ok=True)  # of fusions before
@@ -194,6 +196,13 @@ def _folder(known: argparse.Namespace) -> Path:
     folder = Path(known.out) if known.out else Path(known.run[0]) / FOLDER
     if folder.exists() and not folder.is_dir():
         raise ConfigError("this is no folder", where="--out", found=str(folder), fix="name another folder")
+    if any((folder / name).exists() for name in (CONFIG, ENVIRONMENT)):
+        raise ConfigError(
+            "this is a run, whose own metrics and predictions would be replaced",
+            where="--out",
+            found=str(folder),
+            fix=f"name another folder; without --out, fusions of a run go to RUN/{FOLDER}",
+        )
     return folder
 
 

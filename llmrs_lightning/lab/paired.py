@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from llmrs_lightning.data.schema import LABEL, RATING, USER
 from llmrs_lightning.errors import DataError
-from llmrs_lightning.lab.resampling import Floats
+from llmrs_lightning.lab.resampling import ROUNDING, Floats
 from llmrs_lightning.lab.runs import Run
 from llmrs_lightning.lab.significance import Comparison, compare
 from llmrs_lightning.training.rundir import PER_GROUP, PREDICTIONS
@@ -135,10 +135,11 @@ def contributions(run: Run, systems: Iterable[str], metrics: Sequence[str]) -> I
     for folder, inside in folders.items():
         relative = folder.relative_to(run.path)
         groups = run.read_table(str(relative / PER_GROUP))
-        rows = run.read_table(str(relative / PREDICTIONS))
-        group_users, row_users = (
-            _users(table, folder / name) for table, name in ((groups, PER_GROUP), (rows, PREDICTIONS))
-        )
+        group_users, rows, row_users = _users(groups, folder / PER_GROUP), None, np.zeros(0, np.str_)
+        if folder == run.path or (folder / PREDICTIONS).exists():  # fusions of lists alone have none
+            rows = run.read_table(str(relative / PREDICTIONS))
+            row_users = _users(rows, folder / PREDICTIONS)
+        sizes = dict(zip(*np.unique(row_users, return_counts=True), strict=True))
         for system in inside:
             prefix = run.place(system)[1]
             for metric in metrics:
@@ -146,13 +147,12 @@ def contributions(run: Run, systems: Iterable[str], metrics: Sequence[str]) -> I
                     continue
                 found = None
                 if metric == "gauc" and f"{prefix}/auc" in groups.column_names:
-                    sizes = dict(zip(*np.unique(row_users, return_counts=True), strict=True))
                     weights = np.array([sizes.get(user, 0) for user in group_users], dtype=np.float64)
                     found = _of_users(_floats(groups, f"{prefix}/auc"), weights, group_users)
                 elif f"{prefix}/{metric}" in groups.column_names and metric != "auc":
                     values = _floats(groups, f"{prefix}/{metric}")
                     found = _of_users(values, np.ones(len(values)), group_users)
-                elif metric == "auc" or metric in _SHARES:
+                elif rows is not None and (metric == "auc" or metric in _SHARES):
                     found = _of_rows(rows, row_users, prefix, metric)
                 if found is not None:
                     _require_agreement(run, system, metric, found.value)
@@ -228,27 +228,30 @@ def differences(a: Sequence[Contributions], b: Sequence[Contributions]) -> Float
     Returns:
         (U,) one number a user that any seed tested.
     """
-    influence = _mean_influence([*((c, 1.0) for c in b), *((c, -1.0) for c in a)], len(a))
-    return np.mean([y.value - x.value for x, y in zip(a, b, strict=True)]) + len(influence) * influence
+    users = np.unique(np.concatenate([c.users for c in (*a, *b)]))
+    values, size = np.zeros(len(users)), np.zeros(len(users))
+    for x, y in zip(a, b, strict=True):  # seed by seed, so that equal systems differ by nothing at all
+        influence = np.zeros(len(users))
+        influence[np.searchsorted(users, y.users)] = y.influence
+        influence[np.searchsorted(users, x.users)] -= x.influence
+        values += y.value - x.value + len(users) * influence
+        for c in (x, y):
+            size += abs(c.value)
+            size[np.searchsorted(users, c.users)] += len(users) * np.abs(c.influence)
+    return np.where(np.abs(values) <= ROUNDING * size, 0.0, values / len(a))
 
 
 def interval(of: Sequence[Contributions], level: float = 0.95) -> tuple[float, float] | None:
     """Return the normal interval over users of the mean over seeds; None for fewer than two users."""
-    influence = _mean_influence([(c, 1.0) for c in of], len(of))
-    n = len(influence)
+    users = np.unique(np.concatenate([c.users for c in of]))
+    influence, n = np.zeros(len(users)), len(users)
+    for c in of:
+        influence[np.searchsorted(users, c.users)] += c.influence / len(of)
     if n < 2:
         return None
     error = math.sqrt(float(np.square(influence).sum()) * n / (n - 1)) * NormalDist().inv_cdf((1 + level) / 2)
     mean = float(np.mean([c.value for c in of]))
     return mean - error, mean + error
-
-
-def _mean_influence(parts: Sequence[tuple[Contributions, float]], seeds: int) -> Floats:
-    users = np.unique(np.concatenate([c.users for c, _ in parts]))
-    total = np.zeros(len(users))
-    for c, sign in parts:
-        total[np.searchsorted(users, c.users)] += sign * c.influence
-    return total / seeds
 
 
 def compare_systems(

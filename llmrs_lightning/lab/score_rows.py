@@ -109,12 +109,12 @@ class Rows:
             whole: Take also the rows that are not here yet.
 
         Raises:
-            DataError: If a row of `other` is there twice.
+            DataError: If a row of `other` is there twice, or has the number of a row of other ids.
         """
         if self.row is not None and other.row is not None:
-            mine, theirs = self.row, other.row
+            by_row, mine, theirs = True, self.row, other.row
         else:
-            mine, theirs = pair_numbers((self, other))
+            by_row, (mine, theirs) = False, pair_numbers((self, other))
         refuse_twice(other, theirs, where)
         new = np.flatnonzero(~np.isin(theirs, mine)) if whole else np.zeros(0, np.int64)
         if len(new):
@@ -124,6 +124,16 @@ class Rows:
         ordered = theirs[order]
         place = np.minimum(np.searchsorted(ordered, mine), max(len(ordered) - 1, 0))
         found = ordered[place] == mine if len(ordered) else np.zeros(len(mine), bool)
+        if by_row:
+            ours, others = np.flatnonzero(found), order[place[found]]
+            wrong = (self.user[ours] != other.user[others]) | (self.item[ours] != other.item[others])
+            if wrong.any():
+                raise DataError(
+                    "rows of one number are of different users or items",
+                    where=f"{where}, column {_ROW}",
+                    found=f"{wrong.sum():,} of {len(wrong):,} such rows",
+                    fix=f"leave the column {_ROW} out, unless it holds the row numbers of the run",
+                )
         for old, name in names.items():
             column = np.full(len(self), np.nan)
             column[found] = other.columns[old][order[place[found]]]

@@ -232,9 +232,8 @@ class _Reader:
     def conflicts(self, sweep: Sweep, known: dict[str, Any]) -> None:
         """Note options that two places set, since one would win silently."""
         ways = [("seed_options", sweep.seed_options or []), ("grid", sweep.grid)]
-        ways += [
-            (f"variants, {name}", self.mapping(known.get("variants"), "")[name]) for name in sweep.variants if name
-        ]
+        given = {str(name): options or {} for name, options in self.mapping(known.get("variants"), "").items()}
+        ways += [(f"variants, {name}", given[name]) for name in sweep.variants if isinstance(given.get(name), dict)]
         ways = [(place, flatten(o) if isinstance(o, dict) else o) for place, o in ways]
         if sweep.search is not None:
             ways.append(("search, space", sweep.search.space))

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,7 @@ STATE, LOCK = "sweep.json", "sweep.lock"
 TAIL = 20
 
 Status = Literal["running", "finished", "failed", "stopped", "pruned", "skipped"]
+_PATIENCE = 2.0  # seconds, since what a killed sweep was just starting may hold on for a moment
 Verdict = Literal["run", "keep", "changed", "unknown"]
 
 
@@ -106,7 +108,7 @@ class State:
             return "unknown" if trial.run.exists() else "run"
         same = record.fingerprint == trial.fingerprint
         if record.state == "running":  # it may have ended after the sweep was killed
-            return "keep" if same and complete(trial.run) else "run"
+            return ("keep" if same else "changed") if complete(trial.run) else "run"
         if record.state == "stopped":
             return "run"
         if record.state == "finished":
@@ -212,16 +214,22 @@ def locked(folder: Path) -> Iterator[None]:
 
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise ConfigError(
-                "another sweep is at work in this folder",
-                where=str(folder),
-                found=f"process {file.read().strip() or 'unknown'}",
-                fix="wait for it, stop it, or give this sweep another name",
-            ) from error
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() < deadline:
+                    time.sleep(0.05)
+                    continue
+                file.seek(0)
+                raise ConfigError(
+                    "another sweep is at work in this folder",
+                    where=str(folder),
+                    found=f"process {file.read().strip() or 'unknown'}",
+                    fix="wait for it, stop it, or give this sweep another name",
+                ) from error
         file.truncate(0)
         file.write(str(os.getpid()))
         file.flush()

@@ -332,12 +332,14 @@ class TestMovieLens:
             MovieLens100K()._wheel()
 
     def test_pip_gives_the_wheel(self, tmp_path, monkeypatch):
+        content = wheel(tmp_path / "a.whl").read_bytes()
+
         def download(command, **options):
-            wheel(Path(command[command.index("--dest") + 1]) / "recbole.whl")
+            (Path(command[command.index("--dest") + 1]) / "recbole.whl").write_bytes(content)
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(module.subprocess, "run", download)
-        assert MovieLens100K()._wheel() == wheel(tmp_path / "b.whl").read_bytes()
+        assert MovieLens100K()._wheel() == content
 
     def test_an_address_that_does_not_answer_fails(self, tmp_path, monkeypatch):
         monkeypatch.setattr(SmallMovieLens, "URL", "http://127.0.0.1:9/ml-100k.zip")

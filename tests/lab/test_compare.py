@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llmrs_lightning.cli import main
 from llmrs_lightning.errors import ConfigError, DataError
 from llmrs_lightning.lab.groups import Group, group_runs
 from llmrs_lightning.lab.leaderboard import Board, build
-from llmrs_lightning.lab.paired import auc_influence, contributions, differences
+from llmrs_lightning.lab.paired import Contributions, auc_influence, compare_systems, contributions, differences
 from llmrs_lightning.lab.runs import Repeat, find_runs, read_run
 from llmrs_lightning.lab.significance import compare_over_seeds, compare_rows
 from llmrs_lightning.lab.systems import pick_metrics, pick_systems, systems_of
@@ -251,6 +252,34 @@ def test_tests_of_users_are_those_over_seeds(two: Path) -> None:
     assert (test.low, test.high) == pytest.approx((expected.low, expected.high), abs=0.01)
 
 
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_a_system_does_not_differ_from_itself(seeds: int) -> None:
+    """Nor from one that rounds otherwise: what sums over seeds leave has a sign, and would be found to be real."""
+    random = np.random.default_rng(seeds)
+    users = np.array([f"u{u:03}" for u in range(300)])
+    own, rounded = [], []
+    for _ in range(seeds):
+        there = np.sort(random.choice(300, 250, replace=False))
+        values = np.where(random.random(250) < 0.7, 0.0, random.random(250))
+        own.append(Contributions(users[there], (values - values.mean()) / 250, float(values.mean())))
+        rounded.append(replace(own[-1], influence=own[-1].influence * (1 + 1e-15), value=own[-1].value * (1 + 1e-15)))
+    for other in (own, rounded):
+        found = compare_systems(own, other, samples=999)
+        assert found is not None
+        assert (found.difference, found.low, found.high, found.effect_size) == (0, 0, 0, 0)
+        assert (found.p_t, found.p_wilcoxon, found.p_randomization) == (1, 1, 1)
+
+
+def test_fusions_of_lists_alone_are_compared(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a0", 0, fusions={"borda": 3.0})
+    (run / "fusions" / "predictions.parquet").unlink()
+    written = json.loads((run / "fusions" / "metrics.json").read_text())
+    written["test"] = {name: {"ndcg@10": values["ndcg@10"]} for name, values in written["test"].items()}
+    (run / "fusions" / "metrics.json").write_text(json.dumps(written))
+    board, _ = board_of(tmp_path, metrics=("ndcg@10",), baseline="dnn")
+    assert any(entry.system.name.endswith("borda") and entry.cells["ndcg@10"].test for entry in board.entries)
+
+
 @pytest.mark.parametrize("metric", ["auc", "rmse", "mae", "log_loss"])
 def test_influence_agrees_with_the_bootstrap_over_users(tmp_path: Path, metric: Any) -> None:
     run = read_run(make_run(tmp_path, "a0", 0))
@@ -405,3 +434,11 @@ def test_a_table_is_put_into_a_file(two: Path, tmp_path: Path, capsys: pytest.Ca
 def test_mistakes_are_answered(two: Path, words: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", str(two), *words]) == 2
     assert expected in capsys.readouterr().err
+
+
+def test_a_file_of_another_encoding_is_refused_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(tmp_path, "a0", 0)
+    file = tmp_path / "a.md"
+    file.write_bytes("é <!-- table: x --> <!-- end of table -->".encode("latin-1"))
+    assert main(["compare", str(tmp_path), "--into", f"{file}#x"]) == 2
+    assert "the file cannot be read" in capsys.readouterr().err

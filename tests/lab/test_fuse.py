@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from lab.fusing import change, fit, fuse, read, refused
 
+from llmrs_lightning.cli import main
 from llmrs_lightning.fusion.registry import FUSIONS
 from llmrs_lightning.lab.fused import Fused, calibrate, choose_metric, evaluate, member_scores
 from llmrs_lightning.lab.score_runs import read_runs
@@ -420,6 +421,25 @@ def test_constant_members_and_members_of_other_scales_are_fused(run: Path) -> No
         assert test[name]["auc"] == pytest.approx(alone, abs=1e-6)
     for name in ("borda", "reciprocal_rank"):  # ranks among the pairs of the fusion part are no finer than these
         assert test[name]["auc"] == pytest.approx(alone, abs=0.02)
+
+
+def test_fusions_of_large_scores_are_compared(trained: Path, run: Path, tmp_path: Path) -> None:
+    files = []
+    for part, name in (("fit", "tables/fusion_pairs"), ("test", "predictions")):
+        table = pq.read_table(trained / f"{name}.parquet")
+        ids = {c: table[c].cast(pa.string()) for c in ("user_id", "item_id")}
+        files.append(str(tmp_path / f"{part}.parquet"))
+        pq.write_table(pa.table(ids | {"score": 1.7e9 + 60 * np.asarray(table["dnn"], np.float64)}), files[-1])
+    added = ["--member", f"large={files[0]},{files[1]}", "--fusion", "average", "--missing", "lowest"]
+    code, _, err = fuse("--run", run, *added)
+    assert code == 0, err
+    assert main(["compare", str(run)]) == 0
+
+
+def test_a_run_is_no_place_for_results(run: Path) -> None:
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    assert "this is a run" in refused("--run", run, "--out", run, "--fusion", "borda")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_one_member_is_said_to_be_one(run: Path) -> None:

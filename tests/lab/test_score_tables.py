@@ -237,6 +237,13 @@ def test_rows_with_row_ids_are_matched_by_these() -> None:
     assert here.columns["new"].tolist() == [6, 5]
 
 
+def test_a_running_number_is_no_row_id() -> None:
+    here, other = rows("ab", "xx", old=[1, 2]), rows("ba", "xx", score=[5, 6])
+    here.row, other.row = np.array([0, 1]), np.array([0, 1])
+    with pytest.raises(DataError, match=r"(?s)of different users or items.*2 of 2.*leave the column row out"):
+        here.add(other, {"score": "new"}, "")
+
+
 @given(st.text("abc", min_size=1, max_size=12))
 def test_rows_of_a_user_are_brought_together(users: str) -> None:
     found = rows(users, "x" * len(users), score=list(range(len(users)))).together()

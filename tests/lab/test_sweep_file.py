@@ -59,6 +59,15 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
         assert part in said, part
 
 
+def test_variants_may_be_numbers_for_yaml_or_set_nothing(tmp_path: Path) -> None:
+    base, grid = write(tmp_path / "base.yaml", {}), {"model.frozen_epochs": [1]}
+    common = {"name": "s", "base": str(base), "seeds": [0], "grid": grid}
+    with pytest.raises(SweepError, match="8"):
+        load_sweep(write(tmp_path / "a.yaml", common | {"variants": {8: {"trainer.max_epochs": 8}}}))
+    sweep = load_sweep(write(tmp_path / "b.yaml", common | {"variants": {"a": None, "b": {"trainer.max_epochs": 1}}}))
+    assert list(sweep.variants) == ["a", "b"]
+
+
 @pytest.mark.parametrize("text", ["- 1", "a: [", ""])
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "s.yaml").write_text(text)

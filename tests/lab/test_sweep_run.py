@@ -114,6 +114,21 @@ def test_a_trial_that_ended_after_its_sweep_was_killed_counts(file: Path, tmp_pa
     assert records(tmp_path)[trials[0].name].state == "finished"
 
 
+def test_a_trial_that_ended_after_its_sweep_was_killed_is_not_lost_when_options_change(
+    file: Path, tmp_path: Path
+) -> None:
+    sweep = load_sweep(file)
+    trials = check(expand(sweep), "")
+    with locked(sweep.path):
+        State(sweep.path).put(trials[0].name, Record("running", "of other options", trials[0].command))
+    finish(trials[0].run)
+    with pytest.raises(ConfigError, match=rf"{trials[0].name}[\s\S]*--rerun-changed"):
+        go(file, FakeLauncher())
+    assert (trials[0].run / "metrics.json").is_file()
+    assert go(file, FakeLauncher(), rerun_changed=True) == 0
+    assert (tmp_path / "runs" / "s.aside" / f"{trials[0].name}-1" / "metrics.json").is_file()
+
+
 def test_ending_without_results_is_a_failure(file: Path, tmp_path: Path) -> None:
     class Empty(FakeLauncher):
         def start(self, trial: Trial, slot: int) -> Any:
