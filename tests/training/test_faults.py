@@ -102,6 +102,7 @@ def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on(place: str, config
         setattr(JointRecommender, place, instead)
 
     words = ["fit", "--config", config, "--run.id", "one", "--data.num_workers", 2, "--data.eval_batch_size", 4]
+    words += ["--data.batch_size", 8]  # small ones, so that no worker has fetched its last when it is killed
     began, path = time.monotonic(), tmp_path / "runs" / "killed" / "one"
     assert run(words, prepare, tmp_path / "output") == 2
     assert time.monotonic() - began < 120
