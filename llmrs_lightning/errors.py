@@ -76,15 +76,33 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def is_lost_worker(error: BaseException) -> bool:
     """Say whether an error tells of a process that loaded batches and is gone, perhaps while it handed one over."""
-    if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
+    if _signalled(error) is not None:
+        return True
     frames = (frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, ConnectionError | EOFError | FileNotFoundError) and "_try_get_data" in frames
 
 
+def _signalled(error: BaseException) -> BaseException | None:
+    """Return what torch has raised at the signal of a worker's end, which code around it may have turned into another."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        if isinstance(link, RuntimeError) and "DataLoader worker (pid" in str(link):
+            return link
+        seen.append(link)
+        link = link.__cause__ or link.__context__
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Return what an error says in its first line, or its name; of a lost worker's, what torch said of that."""
+    told = _signalled(error) or error
+    return (str(told) or type(told).__name__).splitlines()[0]
+
+
 def fault(error: BaseException) -> DataError | None:
     """Say in words what a command has met that is neither its own mistake nor the user's; None for anything else."""
-    found = (str(error) or type(error).__name__).splitlines()[0]
+    found = first_line(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DataError("the disk is full", where=error.filename or "", found=found, fix="make room on it")
     if is_lost_worker(error):

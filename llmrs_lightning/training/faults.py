@@ -10,7 +10,7 @@ from pytorch_lightning.trainer.states import RunningStage
 
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.encoders import Frozen
-from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, is_lost_worker, is_out_of_memory
+from llmrs_lightning.errors import ConfigError, DataError, LLMRSError, first_line, is_lost_worker, is_out_of_memory
 from llmrs_lightning.training.module import JointRecommender
 from llmrs_lightning.training.rundir import RunDirectory
 
@@ -36,7 +36,7 @@ class Faults(Callback):
 
     def told(self, error: BaseException, module: JointRecommender, data: RecDataModule) -> LLMRSError | None:
         """Say what has happened and how to go on; None for an error that tells of something else."""
-        found = (str(error) or type(error).__name__).splitlines()[0]
+        found = first_line(error)
         if is_lost_worker(error):
             return DataError(
                 f"a process that loads batches has ended before its time, {self._place}",

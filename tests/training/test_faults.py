@@ -18,7 +18,7 @@ import pytest
 import torch
 from training.resuming import left_by, run, write_config
 
-from llmrs_lightning.errors import is_lost_worker
+from llmrs_lightning.errors import fault, is_lost_worker
 from llmrs_lightning.training.checkpoint import CheckedIO, damage
 from llmrs_lightning.training.module import JointRecommender
 
@@ -115,6 +115,16 @@ def test_a_killed_worker_ends_the_run_in_words_and_it_goes_on(place: str, config
     assert "Traceback" not in said
     assert states(path)
     assert run(["fit", "--resume", path]) == 0
+
+
+def test_a_killed_worker_is_told_of_whatever_the_program_was_at() -> None:
+    """The signal of its end may come anywhere, such as where another error is made of each error."""
+    lost = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    other = TypeError("unsupported callable")
+    other.__cause__ = lost
+    assert is_lost_worker(other)
+    assert "worker (pid 7) is killed" in str(fault(other))
+    assert not is_lost_worker(TypeError("unsupported callable"))
 
 
 def test_a_worker_that_is_killed_while_it_hands_a_batch_over_is_a_lost_one() -> None:
