@@ -83,7 +83,7 @@ def is_lost_worker(error: BaseException) -> bool:
 
 
 def _signalled(error: BaseException) -> BaseException | None:
-    """Return what torch has raised at the signal of a worker's end, which code around it may have turned into another."""
+    """Return what torch raised at the end of a worker, of which other code may have made another error."""
     seen: list[BaseException] = []
     link: BaseException | None = error
     while link is not None and link not in seen:
